@@ -1,0 +1,217 @@
+"""What watches a run: retrieval at every validation, the health of each step, and the guard in front of the weights."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lossopt.data.dataset import Batch, LabelledImages
+from lossopt.errors import DataError, NonFiniteError
+from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.retrieval.evaluation import KS, RetrievalResult, evaluate_retrieval
+from lossopt.retrieval.index import Distance
+
+
+class RetrievalAtValidation(Callback):
+    """Embeds the validation classes, searches them through a FAISS index, logs `val/recall@k` and `val/map@r`.
+
+    Args:
+        ks: cut-offs of recall@k.
+        distance: "euclidean" or "cosine".
+
+    The last result stays in `result`, and the metrics of every validation in `history`.
+    """
+
+    def __init__(self, ks: Sequence[int] = KS, distance: Distance = "euclidean") -> None:
+        self.ks, self.distance = tuple(ks), distance
+        self.result: RetrievalResult | None = None
+        self.history: list[dict[str, float]] = []
+        self._parts: list[Tensor] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the embeddings of an earlier validation."""
+        self._parts = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the embeddings where they are; they move to the CPU once, at the end."""
+        self._parts.append(outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures, and logs under the keys that reports and checkpoints use."""
+        if trainer.sanity_checking or not self._parts:
+            return
+        table: LabelledImages = trainer.datamodule.splits.validation  # type: ignore[attr-defined]
+        embeddings = torch.cat(self._parts).float().cpu().numpy()
+        self._parts = []
+        if len(embeddings) < len(table):  # limit_val_batches, fast_dev_run: a part of the table
+            table = table.select(torch.arange(len(embeddings)))
+        self.result = evaluate_table(embeddings, table, self.ks, self.distance)
+        logged = {f"val/{name}": value for name, value in self.result.metrics.items()}
+        collapse = self.result.collapse
+        logged |= {"val/effective_rank": collapse.effective_rank, "val/spread": collapse.spread}
+        self.history.append({"epoch": float(epochs_done(trainer)), **logged})
+        pl_module.log_dict(logged | {"epoch": float(epochs_done(trainer))}, sync_dist=False)
+
+
+def evaluate_table(
+    embeddings: np.ndarray, table: LabelledImages, ks: Sequence[int] = KS, distance: Distance = "euclidean"
+) -> RetrievalResult:
+    """`evaluate_retrieval` with the labels, the queries and the gallery of a table."""
+    return evaluate_retrieval(
+        embeddings,
+        table.labels.numpy(),
+        None if table.query is None else table.query.numpy(),
+        None if table.gallery is None else table.gallery.numpy(),
+        ks,
+        distance,
+    )
+
+
+def epochs_done(trainer: Trainer) -> int:
+    """0 before training, 1 after the first epoch (also while its validation runs)."""
+    return trainer.current_epoch + 1 if trainer.state.fn == "fit" else trainer.current_epoch
+
+
+class TrainingHealth(Callback):
+    """Logs, every `trainer.log_every_n_steps` steps, what the miner found and how the embeddings and gradients are.
+
+    miner/tuples, miner/share_active (share with a loss above zero, where the loss tells), train/positive_distance and
+    train/negative_distance (mean Euclidean distance over the batch's pairs), train/embedding_norm, train/gradient_norm,
+    train/images_per_second, train/images (seen so far), train/learning_rate, train/loss. Between those steps nothing is
+    read from the device.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.steps_without_tuples = 0
+        self.steps = 0
+        self._since, self._images_then = time.perf_counter(), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters that go on after a resume."""
+        return {"images": self.images, "steps": self.steps, "steps_without_tuples": self.steps_without_tuples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""
+        self.images, self.steps = state_dict["images"], state_dict["steps"]
+        self.steps_without_tuples = state_dict["steps_without_tuples"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The clock runs while training runs, not while validating."""
+        self._since, self._images_then = time.perf_counter(), self.images
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Counts every step; measures and logs at the logging steps."""
+        assert isinstance(pl_module, EmbeddingNetwork)
+        record = pl_module.last_step
+        if record is None:
+            return
+        self.steps += 1
+        self.images += len(record.ids) * trainer.world_size
+        self.steps_without_tuples += record.tuples == 0
+        if not outputs or (batch_idx + 1) % trainer.log_every_n_steps:
+            return
+        now = time.perf_counter()
+        positive, negative = mean_distances(record.embeddings, record.labels)
+        logged: dict[str, Any] = {
+            "train/loss": outputs["loss"],
+            "train/positive_distance": positive,
+            "train/negative_distance": negative,
+            "train/embedding_norm": torch.linalg.vector_norm(record.embeddings, dim=1).mean(),
+            "train/images": float(self.images),
+            "train/images_per_second": (self.images - self._images_then) / max(now - self._since, 1e-9),
+            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        if (guard := next((c for c in trainer.callbacks if isinstance(c, FiniteGuard)), None)) is not None:  # type: ignore[attr-defined]
+            logged["train/gradient_norm"] = guard.gradient_norm
+        tuples = record.tuples if record.tuples is not None else getattr(pl_module.loss_fn, "tuple_count", None)
+        if tuples is not None:
+            logged["miner/tuples"] = float(tuples)
+        if (share := getattr(pl_module.loss_fn, "share_active", None)) is not None:
+            logged["miner/share_active"] = share
+        self._since, self._images_then = now, self.images
+        values = {name: float(value) for name, value in logged.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """An epoch in which no batch gave the loss anything is no training."""
+        if self.steps and self.steps_without_tuples == self.steps:
+            raise DataError(
+                f"In all {self.steps} steps the miner found nothing to compare, so nothing was learned. Batches need "
+                "two images of a class and a second class: raise images_per_class and classes_per_batch, or take "
+                "another miner or a larger margin."
+            )
+
+    def summary(self) -> str | None:
+        """One line if more than a tenth of the steps had nothing to compare."""
+        share = self.steps_without_tuples / max(1, self.steps)
+        if share <= 0.1:
+            return None
+        return (
+            f"{share:.0%} of the steps had nothing to compare ({self.steps_without_tuples} of {self.steps}): the miner "
+            "is dead much of the time. Try a larger margin, more classes per batch, or an easier miner."
+        )
+
+
+def mean_distances(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean Euclidean distance of the (n, d) embeddings over pairs of one class, and over pairs of two; NaN if none."""
+    distances = torch.cdist(embeddings, embeddings)
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return distances[same & ~itself].mean(), distances[~same].mean()
+
+
+class FiniteGuard(Callback):
+    """Looks at loss and gradient before the optimiser steps: a NaN or an infinity never reaches a weight.
+
+    The batch's image names go to `nonfinite_batch.txt` in the run folder. The look costs one read from the device per
+    step, the price of stopping in time. With a gradient scaler ("16-mixed"), whose job is to skip overflowing steps,
+    only the embeddings are looked at.
+
+    Args:
+        folder: where the batch's names are written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.gradient_norm: Tensor | float = 0.0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Raises NonFiniteError instead of letting the step happen."""
+        assert isinstance(pl_module, EmbeddingNetwork)
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        record = pl_module.last_step
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        watched = self.gradient_norm if not scaled or record is None else record.embeddings.sum()
+        if bool(torch.isfinite(watched)) or record is None:
+            return
+        bad = record.ids[~torch.isfinite(record.embeddings).all(dim=1)].tolist()
+        names = trainer.datamodule.training_table().names  # type: ignore[attr-defined]
+        path = self.folder / "nonfinite_batch.txt"
+        path.write_text("\n".join(f"{row}\t{names[row]}" for row in record.ids.tolist()) + "\n", encoding="utf-8")
+        where = (
+            f"images {[names[row] for row in bad[:5]]} have NaN or infinite embeddings"
+            if bad
+            else ("all embeddings are finite, so the loss or its gradient overflowed")
+        )
+        raise NonFiniteError(
+            f"Step {trainer.global_step + 1}: the gradient is not finite ({where}). The optimiser did not step; the "
+            f"weights are intact. The batch is listed in {path}. Look at those images, or lower the learning rate."
+        )

@@ -1,0 +1,35 @@
+"""Where the images come from: each source is a class whose `splits()` returns three tables of labelled images."""
+
+from lossopt.data.benchmarks import CUB200, Cars196, InShop, StanfordOnlineProducts
+from lossopt.data.dataset import Batch, ImageSource, InMemory, LabelledImages, OnDisk, Pixels, Splits, query_gallery
+from lossopt.data.decode import check_headers, decode_image
+from lossopt.data.digits import Digits
+from lossopt.data.folder import Folder
+from lossopt.data.manifest import Manifest
+from lossopt.data.mnist import MNIST, FashionMNIST
+from lossopt.data.omniglot import Omniglot, OneShotRun, one_shot_runs
+
+__all__ = [
+    "CUB200",
+    "MNIST",
+    "Batch",
+    "Cars196",
+    "Digits",
+    "FashionMNIST",
+    "Folder",
+    "ImageSource",
+    "InMemory",
+    "InShop",
+    "LabelledImages",
+    "Manifest",
+    "Omniglot",
+    "OnDisk",
+    "OneShotRun",
+    "Pixels",
+    "Splits",
+    "StanfordOnlineProducts",
+    "check_headers",
+    "decode_image",
+    "one_shot_runs",
+    "query_gallery",
+]

@@ -1,0 +1,120 @@
+"""Augmentations work on whole uint8 or float batches, draw one set of parameters per image, and only from a generator.
+
+torchvision's transforms v2 draw one set of parameters per *call*, so for a batch they are applied image by image; the
+random affine map below, the one that small images need, is done for the whole batch in a single call.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Augmentation(ABC):
+    """Turns (b, c, h, w) float images in [0, 1] into others, using only the generator's randomness."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """images: (b, c, h, w). Returns the changed images, on the same device."""
+
+
+class RandomAffine(Augmentation):
+    """Rotates, scales, shears and shifts each image of a batch by its own random amount; what moves in is 0.
+
+    Args:
+        degrees: rotation is uniform in [-degrees, degrees].
+        scale: (least, most) factor, uniform; more than 1 enlarges what is drawn.
+        shear: horizontal shear factor, uniform in [-shear, shear] (0.3: a column's top moves by 0.3 of half the height).
+        shift: uniform in [-shift, shift], as a share of the image's side, in both directions.
+        fill: value in [0, 1] of what moves in.
+    """
+
+    def __init__(
+        self,
+        degrees: float = 15.0,
+        scale: tuple[float, float] = (0.8, 1.2),
+        shear: float = 0.25,
+        shift: float = 0.12,
+        fill: float = 0.0,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be (least, most) with 0 < least <= most, got {tuple(scale)}.")
+        self.degrees, self.scale, self.shear, self.shift, self.fill = degrees, tuple(scale), shear, shift, fill
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """images: (b, c, h, w) float. Returns the same shape."""
+        maps = self.inverse_maps(len(images), generator).to(images.device, images.dtype)
+        grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+        return F.grid_sample(images - self.fill, grid, align_corners=False) + self.fill
+
+    def inverse_maps(self, b: int, generator: torch.Generator) -> Tensor:
+        """(b, 2, 3) maps from places in the result to places in the image, in coordinates from -1 to 1."""
+        uniform = torch.rand((5, b), generator=generator) * 2 - 1
+        angle = uniform[0] * math.radians(self.degrees)
+        least, most = self.scale
+        zoom = (least + most) / 2 + uniform[1] * (most - least) / 2
+        shear = uniform[2] * self.shear
+        cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+        rows = [
+            cos,
+            sin + cos * shear,
+            uniform[3] * 2 * self.shift,
+            -sin,
+            cos - sin * shear,
+            uniform[4] * 2 * self.shift,
+        ]
+        return torch.stack(rows, dim=1).view(b, 2, 3)
+
+
+class RandomFlip(Augmentation):
+    """Mirrors each image left to right with probability 1/2."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """images: (b, c, h, w). Returns the same shape."""
+        flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
+        return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+class RandomResizedCrop(Augmentation):
+    """Cuts a random square out of each image and scales it back to the full size.
+
+    Args:
+        scale: (least, most) share of the image's area that is kept, uniform.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (0.2, 1.0)) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be (least, most) shares of the area in (0, 1], got {tuple(scale)}.")
+        self.scale = tuple(scale)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """images: (b, c, h, w) float. Returns the same shape."""
+        uniform = torch.rand((3, len(images)), generator=generator)
+        least, most = self.scale
+        side = torch.sqrt(least + uniform[0] * (most - least))
+        room = (uniform[1:] * 2 - 1) * (1 - side)
+        zero = torch.zeros_like(side)
+        maps = torch.stack([side, zero, room[0], zero, side, room[1]], dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(maps.to(images.device, images.dtype), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, align_corners=False, padding_mode="border")
+
+
+class PerImage(Augmentation):
+    """Applies a torchvision transform (v2) to each image on its own: any transform works, at the price of a loop.
+
+    Args:
+        transform: called with a (c, h, w) float tensor. Its randomness is torch's global one, which is seeded from the
+            generator for the duration of the call and then put back.
+    """
+
+    def __init__(self, transform: torch.nn.Module) -> None:
+        self.transform = transform
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """images: (b, c, h, w) float. Returns the same shape, or the transform's own."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return torch.stack([self.transform(image) for image in images])

@@ -1,0 +1,213 @@
+"""The LightningDataModule: one source, P x K batches to train on, plain passes to evaluate on."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lossopt.data.augment import Augmentation
+from lossopt.data.dataset import Batch, ImageSource, LabelledImages, Splits
+from lossopt.errors import ConfigError, DataError
+from lossopt.samplers import PKSampler, SmallClasses
+
+
+class RetrievalData(LightningDataModule):
+    """Everything between a data set and the batches of a metric-learning run.
+
+    Images travel as uint8; on the device they become float in [0, 1] and are augmented, a batch at a time.
+
+    Args:
+        source: the data set and its splits.
+        classes_per_batch: P; images_per_class: K. A batch is P x K images, over all processes together.
+        batches_per_epoch: batches between two validations; None: about one pass over the training images.
+        augment: applied in order to training batches only.
+        rotations_as_classes: quarter turns of a training class become classes of their own (four times the classes).
+        group_classes: how many of the P classes come from `groups_per_batch` groups (one alphabet, one category).
+        groups_per_batch: see `PKSampler`.
+        small_classes: "refuse", "drop" or "repeat" classes with fewer than K images.
+        evaluation_batch_size: images embedded at once, where no gradient is needed.
+        workers: loader processes; 0 is right for data in memory, 2 or more for images on disk.
+        seed: of sampling and augmentation.
+
+    Raises:
+        ConfigError: P, K or the groups do not fit the data. DataError: from the source. Both in `setup`.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        classes_per_batch: int = 32,
+        images_per_class: int = 4,
+        batches_per_epoch: int | None = None,
+        augment: list[Augmentation] | None = None,
+        rotations_as_classes: bool = False,
+        group_classes: int = 0,
+        groups_per_batch: int = 1,
+        small_classes: SmallClasses = "refuse",
+        evaluation_batch_size: int = 512,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.augment, self.seed = source, augment or [], seed
+        self.classes_per_batch, self.images_per_class = classes_per_batch, images_per_class
+        self.batches_per_epoch, self.rotations_as_classes = batches_per_epoch, rotations_as_classes
+        self.group_classes, self.groups_per_batch = group_classes, groups_per_batch
+        self.small_classes, self.workers = small_classes, workers
+        self.evaluation_batch_size = evaluation_batch_size
+        self._splits: Splits | None = None
+        self._sampler: PKSampler | None = None
+
+    @property
+    def splits(self) -> Splits:
+        """The three tables; read on first use."""
+        if self._splits is None:
+            self._splits = self.source.splits()
+        return self._splits
+
+    @property
+    def sampler(self) -> PKSampler:
+        """Deals the training batches; made on first use, when this process knows its rank."""
+        if self._sampler is None:
+            train = self.training_table()
+            trainer = self.trainer
+            try:
+                self._sampler = PKSampler(
+                    train.labels,
+                    self.classes_per_batch,
+                    self.images_per_class,
+                    self.batches_per_epoch,
+                    self.seed,
+                    train.groups,
+                    self.group_classes,
+                    self.groups_per_batch,
+                    self.small_classes,
+                    rank=trainer.global_rank if trainer else 0,
+                    world_size=trainer.world_size if trainer else 1,
+                )
+            except ValueError as unfit:
+                raise ConfigError(f"The batches do not fit the training data: {unfit}") from unfit
+        return self._sampler
+
+    def training_table(self) -> LabelledImages:
+        """The training images, with their quarter turns as classes where that was asked for."""
+        train = self.splits.train
+        return train.with_rotations() if self.rotations_as_classes else train
+
+    def setup(self, stage: str) -> None:
+        """Reads the data and checks that the batches can be made, before any training."""
+        for name in ("validation", "test"):
+            if not len(getattr(self.splits, name)):
+                raise DataError(f"The {name} split is empty. A run needs images that it is not trained on.")
+        if stage == "fit":
+            _ = self.sampler
+
+    def describe(self) -> str:
+        """A few lines for people: what is trained and evaluated on, and by which rule it was split."""
+        lines = [self.splits.description]
+        for name in ("train", "validation", "test"):
+            table: LabelledImages = getattr(self.splits, name)
+            lines.append(f"{name:<11}{len(table):>8,} images {len(table.class_names):>6,} classes")
+        sampler = self.sampler
+        lines.append(
+            f"batches    {self.classes_per_batch} classes x {self.images_per_class} images, {len(sampler)} per epoch"
+            + (", quarter turns as classes" if self.rotations_as_classes else "")
+        )
+        if sampler.left_out:
+            lines.append(f"           {sampler.left_out} classes left out of training: too few images to form pairs")
+        return "\n".join(lines)
+
+    def train_dataloader(self) -> DataLoader:
+        """P x K batches."""
+        return self._loader(self.training_table(), _SeededBatches(self.sampler))
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation table from first row to last."""
+        return self.pass_over(self.splits.validation)
+
+    def test_dataloader(self) -> DataLoader:
+        """The test table from first row to last."""
+        return self.pass_over(self.splits.test)
+
+    def pass_over(self, table: LabelledImages) -> DataLoader:
+        """Every image of a table once, in order; for evaluation."""
+        return self._loader(table, _InOrder(len(table), self.evaluation_batch_size))
+
+    def _loader(self, table: LabelledImages, batches: Sampler) -> DataLoader:
+        return DataLoader(
+            _Batches(table),
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(
+                self.seed
+            ),  # private: an iterator must not draw from the global one
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """uint8 to float in [0, 1]; training batches are augmented with the batch's own random stream."""
+        images = to_float(batch.images)
+        if self.trainer is not None and self.trainer.training and self.augment:
+            generator = torch.Generator().manual_seed(batch.seed)
+            for augmentation in self.augment:
+                images = augmentation(images, generator)
+        return batch._replace(images=images)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(b, c, h, w) uint8 in 0..255 to float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+class _Batches(Dataset):
+    """Hands out whole batches: an item is (rows, seed)."""
+
+    def __init__(self, table: LabelledImages) -> None:
+        self.table = table
+
+    def __getitem__(self, item: tuple[Sequence[int], int]) -> Batch:
+        rows, seed = item
+        return self.table.batch(rows, seed)
+
+
+class _SeededBatches(Sampler):
+    """The batches of a P x K sampler, each with a seed that is a function of (seed, epoch, step, rank)."""
+
+    def __init__(self, batches: PKSampler) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.batches.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[list[int], int]]:
+        sampler = self.batches
+        for step, rows in enumerate(sampler):
+            yield rows, stream(sampler.seed, sampler.epoch, step, sampler.rank)
+
+
+def stream(*keys: int) -> int:
+    """A 62-bit seed out of some small whole numbers: the same for the same numbers, unrelated for others."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> 2)
+
+
+class _InOrder(Sampler):
+    """Rows 0..n-1 in order, in lists of `size`."""
+
+    def __init__(self, n: int, size: int) -> None:
+        self.n, self.size = n, size
+
+    def __len__(self) -> int:
+        return -(-self.n // self.size)
+
+    def __iter__(self) -> Iterator[tuple[range, int]]:
+        for start in range(0, self.n, self.size):
+            yield range(start, min(start + self.size, self.n)), 0

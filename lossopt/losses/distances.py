@@ -1,0 +1,78 @@
+"""Distances between embeddings, smaller is closer: of rows one by one, or as an (n, m) matrix; never n x n x n.
+
+Computed in float32 or wider. Letters: n rows, m reference rows, d embedding, t tuples.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Distance = Literal["euclidean", "squared", "cosine", "manhattan"]
+
+
+def one_of(name: str, given: str, valid: object) -> None:
+    """Raise ValueError, listing the valid words, unless `given` is one of those of the Literal `valid`."""
+    if given not in get_args(valid):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(valid)))}; got {given!r}.")
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """(n, d) rows scaled to unit length; a zero row stays zero, with a finite gradient."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm == 0, 1)
+
+
+def _half_if_zero(unit: Tensor) -> Tensor:
+    return (unit.detach().square().sum(-1) < 0.5).to(unit.dtype) / 2
+
+
+def paired_distance(x: Tensor, y: Tensor, distance: Distance) -> Tensor:
+    """Distance of row i of x to row i of y: (t, d), (t, d) -> (t,).
+
+    Euclidean and Manhattan have gradient 0 at distance 0. Cosine is 1 - cos, in [0, 2], computed as |x/|x| - y/|y||²/2
+    so that equal rows are at exactly 0; a zero row is at 1 from every row (cos taken as 0).
+    """
+    if distance == "cosine":
+        x, y = unit_rows(x), unit_rows(y)
+        return (x - y).square().sum(-1) / 2 + _half_if_zero(x) + _half_if_zero(y)
+    if distance == "squared":
+        return (x - y).square().sum(-1)
+    return torch.linalg.vector_norm(x - y, ord=1 if distance == "manhattan" else 2, dim=-1)
+
+
+def distance_matrix(x: Tensor, y: Tensor, distance: Distance) -> Tensor:
+    """`paired_distance` of every row of x (n, d) to every row of y (m, d): (n, m), same dtype, float32 or float64.
+
+    Differences are taken before they are squared, so equal rows are at exactly 0 and ties stay ties (|x|² - 2xy + |y|²
+    loses both); no product of matrices, so autocast and TF32 do not touch it. Squared is a
+    rounded root squared: within a few last bits of `paired_distance`, and equal for equal distances.
+    """
+    if distance == "manhattan":
+        return torch.cdist(x, y, p=1.0)
+    if distance == "cosine":
+        x, y = unit_rows(x), unit_rows(y)
+    plain = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    if distance == "cosine":
+        return plain.square() / 2 + _half_if_zero(x)[:, None] + _half_if_zero(y)
+    return plain.square() if distance == "squared" else plain
+
+
+def distances_at(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, distance: Distance) -> Tensor:
+    """Distances of x[rows] to y[columns], (t,): row by row where that is small, else read off the (n, m) matrix."""
+    if rows.numel() * x.shape[1] <= 4 * x.shape[0] * y.shape[0]:
+        return paired_distance(x[rows], y[columns], distance)
+    return distance_matrix(x, y, distance)[rows, columns]
+
+
+def float32_or_wider(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Embeddings (n, d) and their reference (m, d), the embeddings themselves if None, in one dtype >= float32."""
+    for given in (embeddings, ref_emb):
+        if given is not None and given.ndim != 2:
+            raise ValueError(f"embeddings must have two dimensions (rows, features), got shape {tuple(given.shape)}.")
+    dtype = torch.promote_types(embeddings.dtype, torch.float32)
+    if ref_emb is None or ref_emb is embeddings:
+        x = embeddings.to(dtype)
+        return x, x
+    dtype = torch.promote_types(dtype, ref_emb.dtype)
+    return embeddings.to(dtype), ref_emb.to(embeddings.device, dtype)

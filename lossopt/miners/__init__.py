@@ -1,0 +1,26 @@
+"""Which pairs or triplets are compared; each class follows the field's call `miner(embeddings, labels)`."""
+
+from lossopt.miners.agreement import check_agreement, needs_positives, tuples_of
+from lossopt.miners.in_batch import (
+    BatchHardMiner,
+    EasyPositiveMiner,
+    HardPairMiner,
+    RandomPairMiner,
+    RandomTripletMiner,
+    SemiHardMiner,
+)
+from lossopt.miners.tuples import Pairs, Triplets
+
+__all__ = [
+    "BatchHardMiner",
+    "EasyPositiveMiner",
+    "HardPairMiner",
+    "Pairs",
+    "RandomPairMiner",
+    "RandomTripletMiner",
+    "SemiHardMiner",
+    "Triplets",
+    "check_agreement",
+    "needs_positives",
+    "tuples_of",
+]

@@ -1,0 +1,1 @@
+"""Everything after training: embeddings, index, metrics, evaluation."""

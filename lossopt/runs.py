@@ -1,0 +1,190 @@
+"""The folder of a run: where it lies, what it holds, and how its model is used again.
+
+runs/<name>/<time>-<hash>/ holds config.yaml, environment.txt, metrics.jsonl, checkpoints/, wandb/ and, once the run is
+finished, results.json.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lossopt import config as configuration
+from lossopt.callbacks import evaluate_table
+from lossopt.checkpoints import CONFIG_KEY, DurableCheckpointIO
+from lossopt.data.dataset import LabelledImages
+from lossopt.data.module import RetrievalData
+from lossopt.data.omniglot import Omniglot, one_shot_runs
+from lossopt.errors import ConfigError
+from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.retrieval.embeddings import embed, in_batches
+from lossopt.retrieval.evaluation import RetrievalResult
+from lossopt.retrieval.index import Distance
+from lossopt.retrieval.oneshot import OneShotResult, draw_runs, score_runs
+from lossopt.tracking import Gallery, Neighbour
+
+RESULTS = "results.json"
+_WHERE_ONLY = ("output", "name", "config")  # keys that change where a run lies, not what it is
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves behind.
+
+    folder: of the run. checkpoint: the best one, of `epoch`. untrained, validation: metrics of the validation split
+    before training and at the best epoch. test: of the best checkpoint. images: seen in training. seconds: of training
+    and validation. notes: warnings in words.
+    """
+
+    folder: Path
+    checkpoint: Path
+    epoch: int
+    untrained: dict[str, float]
+    validation: dict[str, float]
+    test: dict[str, float]
+    images: int
+    seconds: float
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types; the paths are relative to the run folder, which may be moved."""
+        return asdict(self) | {"folder": ".", "checkpoint": str(self.checkpoint.relative_to(self.folder))}
+
+
+def result_of(folder: Path) -> RunResult:
+    content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return RunResult(**content | {"folder": folder, "checkpoint": folder / content["checkpoint"]})
+
+
+def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
+    """8 hexadecimal digits that two runs share if they do the same thing."""
+    kept = {key: value for key, value in config.items() if key not in (*_WHERE_ONLY, *without)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_folder(config: dict[str, Any], resume: str | None) -> tuple[Path, bool]:
+    """The folder to write to, and whether it is an earlier run to go on with.
+
+    Args:
+        config: the resolved configuration.
+        resume: None: a new folder. "auto": the newest folder of this very configuration, or a new one. A path: that.
+    """
+    home, digest = Path(config["output"]) / config["name"], config_hash(config)
+    if resume not in (None, "auto"):
+        folder = Path(str(resume))
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError(f"--resume {folder}: there is no config.yaml in it, so it is not the folder of a run.")
+        return folder, True
+    if resume == "auto" and (earlier := sorted(home.glob(f"*-{digest}"))):
+        return earlier[-1], True
+    stamp, number = time.strftime("%Y%m%d-%H%M%S"), 0
+    while True:
+        folder = home / (f"{stamp}-{digest}" if not number else f"{stamp}.{number}-{digest}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as refused:
+            raise ConfigError(f"Cannot make the run folder {folder}: {refused.strerror}. Choose another --output.")
+        else:
+            return folder, False
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Puts a checkpoint's weights into a model of the same configuration."""
+    model.load_state_dict(DurableCheckpointIO().load_checkpoint(checkpoint)["state_dict"])
+
+
+class LoadedRun(NamedTuple):
+    """A trained model, its data, and the checkpoint and configuration that they come from."""
+
+    model: EmbeddingNetwork
+    data: RetrievalData
+    checkpoint: Path
+    config: dict[str, Any]
+
+
+def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedRun:
+    """The best checkpoint of a run folder, or a checkpoint file, as it was configured.
+
+    Args:
+        path: a run folder or a .ckpt file.
+        overrides: `--data.init_args.source...=value` words that replace parts of the configuration.
+
+    Raises:
+        ConfigError: there is no such run; DataError: its checkpoint cannot be read.
+    """
+    checkpoint = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise ConfigError(f"There is no checkpoint at {checkpoint}. Give the folder of a run, or a .ckpt file.")
+    content = DurableCheckpointIO().load_checkpoint(checkpoint)
+    if CONFIG_KEY not in content:
+        raise ConfigError(f"{checkpoint} does not hold a lossopt configuration; it was not written by `lossopt train`.")
+    config = content[CONFIG_KEY]
+    made = configuration.instantiate(configuration.parse(list(overrides), config))
+    made.model.load_state_dict(content["state_dict"])
+    return LoadedRun(made.model.eval(), made.data, checkpoint, config)
+
+
+def evaluate_split(
+    model: EmbeddingNetwork, data: RetrievalData, split: str, ks: Sequence[int], distance: Distance
+) -> tuple[RetrievalResult, LabelledImages, np.ndarray]:
+    """Embeds "train", "validation" or "test" and searches it. Returns the result, the table and the embeddings."""
+    table: LabelledImages = getattr(data.splits, split)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batches = (batch.images for batch in data.pass_over(table))
+    embeddings = embed(model.to(device), batches, len(table), device, f"embedding {split}")
+    return evaluate_table(embeddings, table, ks, distance), table, embeddings
+
+
+def one_shot(run: LoadedRun, drawn: int = 1_000, seed: int = 0) -> tuple[OneShotResult, OneShotResult]:
+    """20-way within-alphabet one-shot accuracy: on the 20 official runs, and on `drawn` runs like them.
+
+    Raises:
+        ConfigError: the run was not trained on Omniglot, or was trained on evaluation alphabets (Vinyals' split).
+    """
+    source = run.data.source
+    if not isinstance(source, Omniglot):
+        raise ConfigError(f"One-shot runs are drawn from Omniglot; this run was trained on {type(source).__name__}.")
+    if source.split == "vinyals":
+        raise ConfigError(
+            "This run was trained on Vinyals' split, which holds characters of the alphabets that the one-shot runs "
+            "ask about. Train with split: lake (or small1, small2) to score them."
+        )
+    model, device = run.model, "cuda" if torch.cuda.is_available() else "cpu"
+    official = []
+    for task in one_shot_runs(source.root, source.image_size):
+        both = torch.cat([task.queries, task.support])
+        vectors = embed(model.to(device), [both], len(both), device)
+        official.append((vectors[: len(task.queries)], vectors[len(task.queries) :], task.answers.numpy()))
+    table = run.data.splits.test
+    vectors = embed(model.to(device), in_batches(table.pixels.read, len(table)), len(table), device, "embedding test")
+    assert table.groups is not None
+    runs = draw_runs(vectors, table.labels.numpy(), table.groups.numpy(), drawn, seed=seed)
+    return score_runs(official), score_runs(runs)
+
+
+def galleries(found: RetrievalResult, table: LabelledImages, most: int = 20, shown: int = 5) -> list[Gallery]:
+    """A few queries with what they found: the worst by average precision first, then some evenly spaced."""
+    order = np.argsort(found.per_query["map@r"], kind="stable")
+    spaced = order[np.linspace(0, len(order) - 1, min(most, len(order)), dtype=np.int64)]
+    rows = []
+    for position in dict.fromkeys(spaced.tolist()):
+        query = int(found.query_rows[position])
+        near = [int(row) for row in found.neighbours[position][:shown] if row >= 0]
+        images = table.batch([query, *near]).images.permute(0, 2, 3, 1).numpy()
+        labels = [table.class_names[int(table.labels[row])] for row in [query, *near]]
+        neighbours = [
+            Neighbour(
+                images[i + 1], labels[i + 1], float(found.neighbour_distances[position][i]), labels[i + 1] == labels[0]
+            )
+            for i in range(len(near))
+        ]
+        rows.append(Gallery(images[0], labels[0], neighbours))
+    return rows
