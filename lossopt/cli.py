@@ -58,7 +58,7 @@ def evaluate(words: list[str]) -> None:
     parser.add_argument("--distance", choices=("euclidean", "cosine"), default="euclidean")
     given, overrides = parser.parse_known_args(words)
     from lossopt.retrieval.text import as_text
-    from lossopt.training import evaluate_split, load_run
+    from lossopt.runs import evaluate_split, load_run
 
     run = load_run(given.run, overrides)
     found, _, _ = evaluate_split(run.model, run.data, given.split, given.ks, given.distance)
@@ -74,7 +74,7 @@ def oneshot(words: list[str]) -> None:
     parser.add_argument("--runs", type=int, default=1_000, help="randomly drawn runs beside the 20 official ones")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing")
     given, overrides = parser.parse_known_args(words)
-    from lossopt.training import load_run, one_shot
+    from lossopt.runs import load_run, one_shot
 
     run = load_run(given.run, overrides)
     official, drawn = one_shot(run, given.runs, given.seed)

@@ -160,9 +160,9 @@ def one_shot(run: LoadedRun, drawn: int = 1_000, seed: int = 0) -> tuple[OneShot
     model, device = run.model, "cuda" if torch.cuda.is_available() else "cpu"
     official = []
     for task in one_shot_runs(source.root, source.image_size):
-        both = torch.cat([task.queries, task.support])
+        both = torch.cat([task.query, task.support])
         vectors = embed(model.to(device), [both], len(both), device)
-        official.append((vectors[: len(task.queries)], vectors[len(task.queries) :], task.answers.numpy()))
+        official.append((vectors[: len(task.query)], vectors[len(task.query) :], task.answers.numpy()))
     table = run.data.splits.test
     vectors = embed(model.to(device), in_batches(table.pixels.read, len(table)), len(table), device, "embedding test")
     assert table.groups is not None

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PROJECT = "lossopt"
 STEP = "trainer/global_step"
-BEST_IS_HIGHEST = ("val/recall@*", "val/map@*")
+BEST_IS_HIGHEST = ("val/recall@", "val/map@")
 Mode = Literal["online", "offline", "disabled", "shared"]
 METRICS_FILE = "metrics.jsonl"
 
@@ -171,6 +171,7 @@ class WandbView(WandbLogger):
         self.folder = folder
         self.alive = True
         self._step = 0
+        self._best_kept: set[str] = set()
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -187,7 +188,15 @@ class WandbView(WandbLogger):
         if self.alive:
             with self.guarded():
                 self._step = max(self._step, self._step if step is None else step)
+                self._keep_the_best_of(metrics)
                 super().log_metrics(metrics, self._step)
+
+    def _keep_the_best_of(self, names: Iterable[str]) -> None:
+        """By exact name: where two patterns fit a name ("val/recall@*" and "*"), W&B picks either of them by chance."""
+        for name in names:
+            if name.startswith(BEST_IS_HIGHEST) and name not in self._best_kept:
+                self._best_kept.add(name)
+                self.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary="max")
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -201,8 +210,14 @@ class WandbView(WandbLogger):
         """Write the summary and end the run."""
         if self.alive:
             with self.guarded():
-                self.experiment.summary.update(dict(summary))
-                self.experiment.finish(exit_code=exit_code)
+                run = self.experiment
+                run.summary.update(dict(summary))
+                written = Path(run.settings.sync_file) if run.offline else None
+                run.finish(exit_code=exit_code)
+                if written and not _is_complete(written, wait_s=10.0):
+                    warnings.warn(
+                        f"{written} lacks its end (full disk?); {METRICS_FILE} has all figures.", stacklevel=3
+                    )
             self.alive = False
 
 
@@ -276,8 +291,6 @@ def _start_wandb(
     if not Path(run.dir).resolve().is_relative_to(folder.resolve()):
         warnings.warn(f"W&B could not write into {folder} and went to {run.dir}.", stacklevel=3)
     run.define_metric(STEP)
-    for pattern in BEST_IS_HIGHEST:  # before "*": the first pattern that fits a name decides
-        run.define_metric(pattern, step_metric=STEP, step_sync=True, summary="max")
     run.define_metric("*", step_metric=STEP, step_sync=True)
     return run
 
@@ -448,6 +461,17 @@ def read_offline_run(path: Path | str) -> OfflineRun:
     for own in (run.config, run.summary):
         own.pop("_wandb", None)  # its notes to itself
     return run
+
+
+def _is_complete(path: Path, wait_s: float) -> bool:
+    """Whether the run's last record is on disk; W&B's helper writes it only after `finish` has returned."""
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        with suppress(DataError):
+            if read_offline_run(path).complete:
+                return True
+        time.sleep(0.02)
+    return False
 
 
 def _payloads(content: bytes, path: Path) -> Iterator[bytes]:

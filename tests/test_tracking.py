@@ -5,9 +5,11 @@ import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +244,25 @@ def test_a_cut_tail_is_read_up_to_there_and_damage_is_refused(killed_run, tmp_pa
     path.write_bytes(content[:40] + b"?" + content[41:])
     with pytest.raises(DataError, match="damaged at byte 7: the checksum is wrong"):
         read_offline_run(path)
+
+
+def test_padding_at_the_end_of_a_block_is_skipped(tmp_path):
+    """A record that ends three bytes before a block does, which real runs meet only by chance."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def chunk(data: bytes) -> bytes:
+        return struct.pack("<IHB", zlib.crc32(b"\x01" + data), len(data), 1) + data
+
+    fill = Record()
+    fill.output.line = "x"
+    while (missing := 32768 - 7 - 7 - 3 - fill.ByteSize()) > 0:
+        fill.output.line += "x" * max(1, missing - 8)
+    rest = Record()
+    rest.exit.exit_code = 4
+    content = b":W&B\xe1\xbe\0" + chunk(fill.SerializeToString()) + b"\0" * 3
+    assert len(content) == 32768
+    (tmp_path / "x.wandb").write_bytes(content + chunk(rest.SerializeToString()))
+    assert read_offline_run(tmp_path / "x.wandb").exit_code == 4
 
 
 def test_what_is_no_offline_run_is_named(tmp_path):

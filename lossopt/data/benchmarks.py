@@ -7,8 +7,8 @@ Validation classes are held out of the training classes by name and seed; papers
 from collections.abc import Sequence
 from pathlib import Path
 
-from lossopt.data.decode import Box
 from lossopt.data.dataset import Splits
+from lossopt.data.decode import Box
 from lossopt.data.files import LabelledFile, tabulate
 from lossopt.data.locate import find_folder, listing, shown
 from lossopt.data.split import hold_out_validation
@@ -53,11 +53,8 @@ class CUB200:
             [*lists, boxes_list] if self.crop_to_box else lists,
         )
         images, labels, classes = (dict(_lines(folder / name, 2)) for name in lists)
-        boxes = (
-            {row[0]: _box(folder / boxes_list, row[1:]) for row in _lines(folder / boxes_list, 5)}
-            if self.crop_to_box
-            else {}
-        )
+        rows = _lines(folder / boxes_list, 5) if self.crop_to_box else []
+        boxes = {row[0]: _box(folder / boxes_list, row[1:]) for row in rows}
         _refuse_gaps(folder / "image_class_labels.txt", set(images) - set(labels))
         _refuse_gaps(folder / "classes.txt", set(labels.values()) - set(classes))
         halves: tuple[list[LabelledFile], list[LabelledFile]] = ([], [])
@@ -268,12 +265,9 @@ def _lines(path: Path, cells: int, header: str = "", skip: int = 0) -> list[list
         raise DataError(f"{shown(path)} cannot be read as text: {failure}.") from failure
     if header and lines and lines[0].split()[:1] == [header]:
         lines = lines[1:]
-    rows = [line.split(maxsplit=cells - 1) for line in lines if line.strip()]
-    wrong = [
-        repr(line)
-        for line, row in zip((line for line in lines if line.strip()), rows, strict=True)
-        if len(row) != cells
-    ]
+    lines = [line for line in lines if line.strip()]
+    rows = [line.split(maxsplit=cells - 1) for line in lines]
+    wrong = [repr(line) for line, row in zip(lines, rows, strict=True) if len(row) != cells]
     if wrong:
         raise DataError(f"{shown(path)}: {len(wrong)} lines do not have {cells} columns: {listing(wrong, 3)}.")
     return [[cell.strip() for cell in row] for row in rows]

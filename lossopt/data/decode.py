@@ -14,7 +14,7 @@ from lossopt.data.locate import shown
 from lossopt.errors import ConfigError, DataError
 
 MAX_PIXELS = 64_000_000
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 Box = tuple[int, int, int, int]
 
 _ORIENTATION_TAG = 0x0112

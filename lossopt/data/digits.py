@@ -30,9 +30,7 @@ class Digits:
 
     def __init__(self, image_size: int = 8, split: Literal["disjoint", "closed"] = "disjoint") -> None:
         if image_size < _SIDE:
-            raise ConfigError(
-                f"Digits are {_SIDE} x {_SIDE} pixels; image_size must be {_SIDE} or more, not {image_size}."
-            )
+            raise ConfigError(f"Digits are {_SIDE} x {_SIDE}; image_size is {_SIDE} or more, not {image_size}.")
         if split not in ("disjoint", "closed"):
             raise ConfigError(f"Digits has split disjoint or closed, not {split!r}.")
         self.image_size, self.split = image_size, split

@@ -1,4 +1,4 @@
-"""A folder of class folders: every visible image below a class folder belongs to that class; nothing else is guessed."""
+"""A folder of class folders: every visible image below a class folder is of that class; nothing else is guessed."""
 
 import os
 from dataclasses import dataclass, field
@@ -76,9 +76,7 @@ class Folder:
         parts = {_PARTS[name.lower()]: root / name for name in _folders(root) if name.lower() in _PARTS}
         by_folders = self.split == "folders" or (self.split == "auto" and "train" in parts and len(parts) > 1)
         if by_folders and ("train" not in parts or len(parts) < 2):
-            raise DataError(
-                f"{shown(root)} has no train folder beside a validation or test folder. Accepted: {_ACCEPTED}"
-            )
+            raise DataError(f"{shown(root)} has no folder train beside validation or test. Accepted: {_ACCEPTED}")
         scan = _Scan(root, self.allow_outside)
         if by_folders:
             train, validation, test, rule = arrange(
@@ -155,7 +153,7 @@ class _Scan:
         self._refuse_outside()
         if not files and loose:
             raise DataError(
-                f"{shown(folder)} holds {loose} files, but no class folder with images. Accepted: {_ACCEPTED}"
+                f"{shown(folder)} has {loose} files, but no class folder with images. Accepted: {_ACCEPTED}"
             )
         if not files or (empty and not allow_empty):
             named = listing([shown(name) for name in empty]) or "there is none"

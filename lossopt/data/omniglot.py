@@ -140,10 +140,7 @@ class Omniglot:
         return self._vinyals() if self.split == "vinyals" else self._lake()
 
     def _lake(self) -> Splits:
-        background = self._table(_BACKGROUND)
-        if self.split in _SMALL:
-            alphabets = set(_SMALL[self.split])
-            background = by_class(background, {c for c in background.class_names if _alphabet(c) in alphabets})
+        background = self._table(_BACKGROUND, _SMALL.get(self.split))
         names, share = background.class_names, self.validation_share
         alphabets = {_alphabet(name) for name in names}
         if self.validation == "alphabets":
@@ -186,8 +183,8 @@ class Omniglot:
             class_disjoint=True,
         )
 
-    def _table(self, archive: _Archive) -> LabelledImages:
-        return _read_table(_find(archive, self.root, self.download), archive, self.image_size)
+    def _table(self, archive: _Archive, alphabets: tuple[str, ...] | None = None) -> LabelledImages:
+        return _read_table(_find(archive, self.root, self.download), archive, self.image_size, alphabets)
 
 
 def one_shot_runs(root: str | None = None, image_size: int = 28, download: bool = False) -> list[OneShotRun]:
@@ -243,9 +240,14 @@ def _members(archive: zipfile.ZipFile, path: Path, expected: _Archive) -> list[s
     return sorted(entry.filename for entry in members)
 
 
-def _read_table(path: Path, expected: _Archive, image_size: int) -> LabelledImages:
+def _read_table(
+    path: Path, expected: _Archive, image_size: int, alphabets: tuple[str, ...] | None = None
+) -> LabelledImages:
+    """The images of the named alphabets, or of all."""
     with _open(path) as archive:
         members = _members(archive, path, expected)
+        if alphabets is not None:
+            members = [member for member in members if member.split("/")[1] in alphabets]
         images = _decode(archive, members, image_size)
     names = [member.partition("/")[2].removesuffix(".png") for member in members]
     characters = [name.rpartition("/")[0] for name in names]

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from lossopt.errors import ConfigError
 
-_CHUNK = 1024
+_CHUNK_PIXELS = 4_000_000
 
 
 def scale_images(images: Tensor, size: int) -> Tensor:
@@ -33,15 +33,17 @@ def scale_images(images: Tensor, size: int) -> Tensor:
     h = images.shape[-1]
     if size == h:
         return images
+    chunk = max(1, _CHUNK_PIXELS // max(h, size) ** 2)
     scaled = torch.empty((*images.shape[:2], size, size), dtype=torch.uint8)
     if size > h:
-        for part, target in zip(images.split(_CHUNK), scaled.split(_CHUNK), strict=True):
+        for part, target in zip(images.split(chunk), scaled.split(chunk), strict=True):
             target.copy_(interpolate(part.float(), size=(size, size), mode="bilinear").round_().clamp_(0, 255))
         return scaled
     exact = torch.float32 if 255 * h * h < 2**24 else torch.float64
     shares = overlaps(h, size).to(exact)
-    for part, target in zip(images.split(_CHUNK), scaled.split(_CHUNK), strict=True):
-        target.copy_((shares @ part.to(exact) @ shares.T).div_(h * h).round_())
+    for part, target in zip(images.split(chunk), scaled.split(chunk), strict=True):
+        across = part.to(exact) @ shares.T
+        target.copy_((shares @ across).div_(h * h).round_())
     return scaled
 
 

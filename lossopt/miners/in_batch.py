@@ -31,9 +31,8 @@ def farthest(distances: Tensor, allowed: Tensor) -> Tensor:
 
 def nearest(distances: Tensor, allowed: Tensor) -> Tensor:
     """(n,) column of the smallest allowed distance, NaN below all, ties to the lowest column; 0 if none is allowed."""
-    finite = distances.clamp(
-        max=torch.finfo(distances.dtype).max
-    )  # an allowed infinity still beats what is not allowed
+    # Clamped, for an allowed infinity must still beat what is not allowed.
+    finite = distances.clamp(max=torch.finfo(distances.dtype).max)
     return finite.masked_fill(~allowed, math.inf).argmin(1)
 
 

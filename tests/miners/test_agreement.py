@@ -137,10 +137,10 @@ def test_a_learnt_margin_is_no_proxy():
             "triplets",
             losses.ContrastiveLoss(),
             None,
-            "loss ContrastiveLoss consumes pairs .*RankingHingeLoss, SoftMarginTripletLoss, TripletLoss, or another loss "
-            "that consumes triplets.$",
+            "loss ContrastiveLoss consumes pairs .*RankingHingeLoss, SoftMarginTripletLoss, TripletLoss, or another "
+            "loss that consumes triplets.$",
         ),
-        ("pairs", losses.RankingHingeLoss(), None, "loss RankingHingeLoss consumes triplets .*ContrastiveLoss, Cosine"),
+        ("pairs", losses.RankingHingeLoss(), None, "RankingHingeLoss consumes triplets .*ContrastiveLoss, Cosine"),
     ],
 )
 def test_disagreement_is_refused_with_the_choices(accepts, loss_fn, miner, message):

@@ -223,6 +223,22 @@ def test_a_nan_row_is_picked_as_the_hardest(miner):
     assert x[torch.cat(miner(x, labels))].isnan().any()
 
 
+@pytest.mark.parametrize("bad", range(1, 9))
+def test_nan_negatives_are_in_no_semi_hard_band(bad):
+    x = torch.cat((torch.tensor([0.0, 1.0]), torch.arange(2.0, 11.0)))[:, None]
+    labels = torch.tensor([0, 0] + [1] * 9)
+    x[2 : 2 + bad] = math.nan
+    wanted = {(0, 1, n) for n in range(2 + bad, 11)} | {(1, 0, n) for n in range(2 + bad, 11) if n > 2}
+    assert {t for t in as_list(SemiHardMiner(100.0)(x, labels)) if t[0] < 2} == wanted
+
+
+def test_ties_among_many_go_to_the_lowest_row():
+    x = torch.cat((torch.tensor([0.0, 1.0]), torch.full((500,), 3.0)))[:, None]
+    labels = torch.tensor([0, 0] + [1] * 500)
+    for miner in (SemiHardMiner(9.0, "hardest"), EasyPositiveMiner(), BatchHardMiner()):
+        assert as_list(miner(x, labels))[:2] == [(0, 1, 2), (1, 0, 2)]
+
+
 def test_batch_hard_is_pytorch_metric_learnings():
     x, labels = random_batch(40)
     peer = pml_miners.BatchHardMiner(distance=pml_distances.LpDistance(normalize_embeddings=False))
