@@ -14,7 +14,7 @@ from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 
@@ -63,6 +63,7 @@ class CheckpointSettings:
 
 def parser() -> ArgumentParser:
     """The parser of `lossopt train`."""
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)  # untyped arguments: see _with_components
     made = ArgumentParser(prog="lossopt train", exit_on_error=False, allow_abbrev=False)
     made.description = "Train a retrieval model."
     made.add_argument("--config", action="config", help="a YAML file; several are merged, the last one wins")
@@ -77,7 +78,6 @@ def parser() -> ArgumentParser:
     made.add_class_arguments(RetrievalSettings, "retrieval")
     made.add_class_arguments(CheckpointSettings, "checkpoint")
     made.set_defaults({"trainer.log_every_n_steps": 10, "trainer.max_epochs": 10})
-    made.add_instantiator(_with_components, ModuleWithRecords, subclasses=True)
     return made
 
 
@@ -124,7 +124,7 @@ def instantiate(namespace: Namespace) -> Namespace:
     """
     made = parser()
     try:
-        return made.instantiate_classes(namespace)
+        return made.instantiate(namespace, instantiators=[(_with_components, ModuleWithRecords, True)])
     except (TypeError, ValueError, ImportError, ArgumentError) as refused:
         raise ConfigError(explain(str(refused), keys(made))) from refused
 
@@ -132,6 +132,6 @@ def instantiate(namespace: Namespace) -> Namespace:
 def resolved(namespace: Namespace) -> dict[str, Any]:
     """The whole configuration as JSON types, with every default filled in and without what only says where to write."""
     made = parser()
-    text = made.dump(namespace, format="json", skip_none=False)
+    text = made.dump(namespace, format="json")
     config: dict[str, Any] = json.loads(text)
     return config

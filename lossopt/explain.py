@@ -67,7 +67,7 @@ def _reword(text: str, classes: list[str], known_keys: Sequence[str]) -> str:
         return f"{classes[-1]}: " + _unknown(found.group(1), _arguments(_import(classes[-1])), "argument")
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         return _no_class(f"{found.group(1)}.{found.group(2)}")
-    if found := re.search(r"Expected a dot import path string: ([\w.]*\w)", text):
+    if found := re.search(r"Expected a dot import path string: (\S*\w)", text):
         return _no_class(found.group(1))
     if found := re.search(r"No module named '([\w.]+)'", text):
         return f"There is no module {found.group(1)!r}. " + _no_class(classes[-1] if classes else found.group(1))
@@ -94,14 +94,27 @@ def _no_class(path: str) -> str:
 
 
 def nearest_classes(path: str) -> list[str]:
-    """Import paths of the classes that a misspelt path most likely meant, those of the same module first."""
+    """Import paths of the classes that a misspelt path most likely meant, those of the same module first.
+
+    "semi-hard" finds SemiHardMiner: case, signs and the kind at the end of a name do not count.
+    """
     module, _, last = path.rpartition(".")
     known: dict[str, str] = {}
     for place in sorted(_PLACES, key=lambda place: place != module):
         for name, thing in vars(importlib.import_module(place)).items():
             if inspect.isclass(thing) and not name.startswith("_"):
-                known.setdefault(name, f"{place}.{name}")
-    return [known[name] for name in difflib.get_close_matches(last, list(known), n=2, cutoff=0.75)]
+                for spelling in (_signless(name), _bare(name)):
+                    known.setdefault(spelling, f"{place}.{name}")
+    close = difflib.get_close_matches(_signless(last), list(known), n=2, cutoff=0.75)
+    return list(dict.fromkeys(known[name] for name in close))
+
+
+def _signless(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"(?<=.)(miner|loss|network|encoder)$", "", _signless(name))
 
 
 def _arguments(cls: Any) -> set[str]:

@@ -113,7 +113,8 @@ class Cars196:
             number = int(row["class"])
             if not 1 <= number <= len(names):
                 raise DataError(f"{shown(folder)}: {name} has class {number}, but there are {len(names)} class names.")
-            box = tuple(int(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2")) if self.crop_to_box else None
+            left, top, right, bottom = (int(row[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2"))
+            box = (left, top, right, bottom) if self.crop_to_box else None
             class_name = f"{number:03d}.{names[number - 1]}"
             halves[number > 98].append(LabelledFile(folder / name, name, class_name, crop=box))
         return _unseen(self, "Cars196", "the first 98 models", "the last 98", *halves)

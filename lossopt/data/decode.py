@@ -53,6 +53,7 @@ def decode_image(path: Path, image_size: int, channels: int, crop: Box | None = 
         raise ConfigError(f"Images have channels 1 or 3 and image_size >= 1; got {channels} and {image_size}.")
     try:
         with _open(path) as image:
+            _refuse_zero_tail(image, path)
             return _square(image, image_size, "L" if channels == 1 else "RGB", crop)
     except (DataError, MemoryError):
         raise
@@ -103,7 +104,6 @@ def _open(path: Path) -> Image.Image:
 
 def _square(image: Image.Image, side: int, mode: str, crop: Box | None) -> Tensor:
     """Decodes, converts, turns and scales; the crop happens inside the scaling, so thin images stay small."""
-    _refuse_zero_tail(image)
     turn = _TURNS.get(_orientation(image))
     if crop is None:
         image.draft(image.mode, (2 * side, 2 * side))  # JPEG only: decodes at a half, a quarter or an eighth
@@ -152,18 +152,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _refuse_zero_tail(image: Image.Image) -> None:
+def _refuse_zero_tail(image: Image.Image, path: Path) -> None:
     """An interrupted copy can leave a JPEG whose end is zeros; libjpeg would paint it grey without a word."""
-    if image.format not in ("JPEG", "MPO") or image.fp is None:
+    if image.format not in ("JPEG", "MPO"):
         return
-    position = image.fp.tell()
-    image.fp.seek(0, 2)
-    image.fp.seek(max(0, image.fp.tell() - 64))
-    if not any(image.fp.read()):
-        image.fp.seek(0)
-        if not image.fp.read().rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise OSError("its end is filled with zeros, as an interrupted copy leaves it")
-    image.fp.seek(position)
+    with path.open("rb") as file:
+        file.seek(-min(64, file.seek(0, 2)), 2)
+        if not any(file.read()):
+            file.seek(0)
+            if not file.read().rstrip(b"\0").endswith(b"\xff\xd9"):
+                raise OSError("its end is filled with zeros, as an interrupted copy leaves it")
 
 
 def _message(path: Path, failure: Exception) -> str:

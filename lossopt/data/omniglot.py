@@ -44,7 +44,7 @@ class _Archive(NamedTuple):
     remote: Remote
     layouts: tuple[str, ...]
     member: str
-    count: int
+    number: int
     content: str
 
 
@@ -232,10 +232,10 @@ def _members(archive: zipfile.ZipFile, path: Path, expected: _Archive) -> list[s
     """The names that count, sorted; the directory of the zip alone tells whether they are the right files."""
     members = [entry for entry in archive.infolist() if re.fullmatch(expected.member, entry.filename)]
     lines = sorted(f"{entry.filename} {entry.CRC:08x} {entry.file_size}\n" for entry in members)
-    if len(lines) != expected.count or hashlib.sha256("".join(lines).encode()).hexdigest() != expected.content:
+    if len(lines) != expected.number or hashlib.sha256("".join(lines).encode()).hexdigest() != expected.content:
         raise DataError(
             f"{shown(path)} is not Omniglot's {expected.remote.name}: it holds {len(lines):,} of its kind of files, "
-            f"expected {expected.count:,} with the owner's content. Delete it and fetch it again."
+            f"expected {expected.number:,} with the owner's content. Delete it and fetch it again."
         )
     return sorted(entry.filename for entry in members)
 
@@ -289,9 +289,14 @@ def _joined(first: LabelledImages, second: LabelledImages) -> LabelledImages:
         labels=torch.cat([first.labels, second.labels + len(first.class_names)]),
         class_names=first.class_names + second.class_names,
         names=[*first.names, *second.names],
-        groups=torch.cat([first.groups, second.groups + len(first.group_names)]),
+        groups=torch.cat([_groups(first), _groups(second) + len(first.group_names)]),
         group_names=first.group_names + second.group_names,
     )
+
+
+def _groups(table: LabelledImages) -> Tensor:
+    """(n,) the alphabet of each row, which every table of this file has."""
+    return table.groups if table.groups is not None else torch.zeros_like(table.labels)
 
 
 def _listed(turned: LabelledImages, path: Path) -> LabelledImages:

@@ -49,7 +49,7 @@ def test_missing_and_empty_folders_say_what_is_accepted(tmp_path: Path, monkeypa
         DataError, match=r"no folder at .*nowhere and .*elsewhere/nowhere\. Accepted: one folder per class"
     ):
         Folder("nowhere").splits()
-    with pytest.raises(DataError, match="is empty. Accepted"):
+    with pytest.raises(DataError, match=r"is empty\. Accepted"):
         Folder(str(tmp_path)).splits()
     (tmp_path / "loose.png").touch()
     with pytest.raises(DataError, match="has 1 files, but no class folder"):
@@ -67,7 +67,7 @@ def test_empty_class_folders_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "hollow").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/readme.txt").touch()
-    with pytest.raises(DataError, match="2 class folders .* hold no image: hollow, texts"):
+    with pytest.raises(DataError, match=r"2 class folders .* hold no image: hollow, texts"):
         Folder(str(tmp_path)).splits()
     splits = Folder(str(tmp_path), allow_empty=True).splits()
     assert "2 empty class folders" in splits.description
