@@ -1,3 +1,3 @@
-"""lossopt: train retrieval models, compare mining strategies, read recall@k reports. Importing it loads nothing heavy."""
+"""Train retrieval models, compare mining strategies, read recall@k reports. Importing this loads nothing heavy."""
 
 __version__ = "0.1.0"

@@ -122,12 +122,12 @@ class TrainingHealth(Callback):
         if record is None:
             return
         self.steps += 1
-        self.images += len(record.ids) * trainer.world_size
+        self.images += len(record.batch.ids) * trainer.world_size
         self.steps_without_tuples += record.tuples == 0
-        if not outputs or (batch_idx + 1) % trainer.log_every_n_steps:
+        if not outputs or (batch_idx + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         now = time.perf_counter()
-        positive, negative = mean_distances(record.embeddings, record.labels)
+        positive, negative = mean_distances(record.embeddings, record.batch.labels)
         logged: dict[str, Any] = {
             "train/loss": outputs["loss"],
             "train/positive_distance": positive,
@@ -177,6 +177,15 @@ def mean_distances(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return distances[same & ~itself].mean(), distances[~same].mean()
 
 
+def _first_bad(images: Tensor, embeddings: Tensor, ids: list[int]) -> list[int]:
+    """Ids of the rows where it begins: the images, for batch norm spreads one bad image over all embeddings."""
+    for stage in (images, embeddings):
+        finite = torch.isfinite(stage.flatten(1)).all(dim=1).tolist()
+        if not all(finite):
+            return [row for row, fine in zip(ids, finite, strict=True) if not fine]
+    return []
+
+
 class FiniteGuard(Callback):
     """Looks at loss and gradient before the optimiser steps: a NaN or an infinity never reaches a weight.
 
@@ -202,15 +211,14 @@ class FiniteGuard(Callback):
         watched = self.gradient_norm if not scaled or record is None else record.embeddings.sum()
         if bool(torch.isfinite(watched)) or record is None:
             return
-        bad = record.ids[~torch.isfinite(record.embeddings).all(dim=1)].tolist()
+        ids = record.batch.ids.tolist()
         names = trainer.datamodule.training_table().names  # type: ignore[attr-defined]
         path = self.folder / "nonfinite_batch.txt"
-        path.write_text("\n".join(f"{row}\t{names[row]}" for row in record.ids.tolist()) + "\n", encoding="utf-8")
-        where = (
-            f"images {[names[row] for row in bad[:5]]} have NaN or infinite embeddings"
-            if bad
-            else ("all embeddings are finite, so the loss or its gradient overflowed")
-        )
+        path.write_text("\n".join(f"{row}\t{names[row]}" for row in ids) + "\n", encoding="utf-8")
+        bad = [names[row] for row in _first_bad(record.batch.images, record.embeddings, ids)]
+        where = "the embeddings are finite, so the loss or its gradient overflowed"
+        if bad:
+            where = f"{len(bad)} images of the batch are or become NaN or infinite, first {', '.join(bad[:5])}"
         raise NonFiniteError(
             f"Step {trainer.global_step + 1}: the gradient is not finite ({where}). The optimiser did not step; the "
             f"weights are intact. The batch is listed in {path}. Look at those images, or lower the learning rate."

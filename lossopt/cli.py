@@ -1,4 +1,4 @@
-"""The `lossopt` command: one subcommand per job; everything heavy is imported inside them, so that --help is instant."""
+"""The `lossopt` command: one subcommand per job; heavy imports are inside them, so that --help is instant."""
 
 import argparse
 import sys
@@ -41,9 +41,12 @@ def train(words: list[str]) -> None:
     own.add_argument("--resume", nargs="?", const="auto")
     own_values, rest = own.parse_known_args(words)
     from lossopt.config import parse
+    from lossopt.runs import config_of
     from lossopt.training import train as run
 
-    result = run(parse(rest), own_values.resume, say=print)
+    resume = own_values.resume
+    own_config = config_of(Path(resume)) if resume not in (None, "auto") and "--config" not in rest else None
+    result = run(parse(rest, own_config), resume, say=lambda line: print(line, flush=True))
     for note in result.notes:
         print(f"note       {note}")
     print(f"{result.images:,} images in {result.seconds:.0f} s. Everything lies in {result.folder}")
@@ -80,9 +83,8 @@ def oneshot(words: list[str]) -> None:
     official, drawn = one_shot(run, given.runs, given.seed)
     print(f"{run.checkpoint}, 20-way one-shot within an alphabet")
     for name, result in (("20 official runs", official), (f"{given.runs:,} drawn runs", drawn)):
-        print(
-            f"{name:<18}{100 * result.accuracy:6.2f} %  ({result.trials:,} trials, s.e. {100 * result.standard_error:.2f})"
-        )
+        error = f"s.e. {100 * result.standard_error:.2f}"
+        print(f"{name:<18}{100 * result.accuracy:6.2f} %  ({result.trials:,} trials, {error})")
 
 
 if __name__ == "__main__":

@@ -99,17 +99,22 @@ def _component(value: Any) -> Any:
     return value
 
 
-def parse(arguments: Sequence[str] | None = None, config: dict[str, Any] | None = None) -> Namespace:
-    """Command-line words, or a resolved configuration, to a checked namespace.
+def parse(arguments: Sequence[str] = (), config: dict[str, Any] | None = None) -> Namespace:
+    """Command-line words to a checked namespace.
+
+    Args:
+        arguments: the words.
+        config: a resolved configuration that the words override.
 
     Raises:
         ConfigError: anything that does not fit, with the nearest valid name.
     """
     made = parser()
+    given = [] if config is None else ["--config", json.dumps(config)]
     sys.path.insert(0, os.getcwd())  # classes in the user's own files
     try:
         with redirect_stderr(StringIO()):
-            return made.parse_args(arguments) if config is None else made.parse_object(config)
+            return made.parse_args([*given, *arguments])
     except (ArgumentError, TypeError, ValueError, ImportError, AttributeError, KeyError) as wrong:
         raise ConfigError(explain(str(wrong), keys(made))) from wrong
     finally:
@@ -130,8 +135,17 @@ def instantiate(namespace: Namespace) -> Namespace:
 
 
 def resolved(namespace: Namespace) -> dict[str, Any]:
-    """The whole configuration as JSON types, with every default filled in and without what only says where to write."""
-    made = parser()
-    text = made.dump(namespace, format="json")
-    config: dict[str, Any] = json.loads(text)
+    """The whole configuration as JSON types, with every default filled in."""
+    config: dict[str, Any] = _plain(namespace)
+    config.pop("config", None)
     return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        return {name: _plain(inner) for name, inner in vars(value).items()}
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(inner) for inner in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

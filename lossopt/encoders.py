@@ -1,7 +1,7 @@
 """Networks that turn images into embeddings: float images in [0, 1] go in, one vector per image comes out.
 
-Every encoder standardises its input itself, so that its weights and its preprocessing travel together. Letters: b batch,
-c channels, h height, w width, d embedding size.
+Every encoder standardises its input itself, so that its weights and its preprocessing travel together.
+Letters: b batch, c channels, h height, w width, d embedding.
 """
 
 import difflib
@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling: (mean of x^p)^(1/p) over places, with p learned. p = 1 is the average, large p the maximum.
+    """Generalised-mean pooling: (mean of x^p)^(1/p) over places, p learned; p = 1 averages, a large p takes the maximum.
 
     Source: Radenovic, Tolias & Chum 2018, Fine-tuning CNN Image Retrieval with No Human Annotation, eq. 2.
     """
@@ -62,6 +62,8 @@ class Encoder(nn.Module):
             raise ValueError(f"pooling must be 'average' or 'gem', got {pooling!r}.")
         if embedding_size < 0:
             raise ValueError(f"embedding_size must be 0 (no projection) or more, got {embedding_size}.")
+        self.mean: Tensor
+        self.std: Tensor
         self.trunk, self.normalize, self.channels = trunk, normalize, channels
         self.pool = GeM() if pooling == "gem" else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.project = nn.Linear(features, embedding_size) if embedding_size else nn.Identity()
@@ -198,7 +200,7 @@ class TorchvisionEncoder(Encoder):
 def _maps_of(model: nn.Module) -> tuple[nn.Module, int]:
     """The part of a torchvision classifier that ends in maps, and how many channels these have."""
     if hasattr(model, "features"):
-        trunk: nn.Module = model.features
+        trunk = model.get_submodule("features")
     elif hasattr(model, "layer4"):
         trunk = nn.Sequential(*list(model.children())[:-2])
     else:
@@ -251,7 +253,7 @@ class TimmEncoder(Encoder):
         data = timm.data.resolve_model_data_config(trunk)
         with torch.no_grad():
             maps = trunk.eval()(torch.zeros(1, *data["input_size"]))
-        features = int(trunk.num_features)
+        features = int(getattr(trunk, "num_features"))  # noqa: B009
         if maps.ndim != 4 or maps.shape[1] != features:  # tokens, or channels at the end: the model's own pooling
             trunk = _VectorTrunk(make())
         channels = data["input_size"][0]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 
 from lossopt import config as configuration
 from lossopt.callbacks import evaluate_table
@@ -29,7 +30,7 @@ from lossopt.retrieval.index import Distance
 from lossopt.retrieval.oneshot import OneShotResult, draw_runs, score_runs
 from lossopt.tracking import Gallery, Neighbour
 
-RESULTS = "results.json"
+CONFIG, RESULTS = "config.yaml", "results.json"
 _WHERE_ONLY = ("output", "name", "config")  # keys that change where a run lies, not what it is
 
 
@@ -58,6 +59,7 @@ class RunResult:
 
 
 def result_of(folder: Path) -> RunResult:
+    """What a finished run left in its results.json."""
     content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     return RunResult(**content | {"folder": folder, "checkpoint": folder / content["checkpoint"]})
 
@@ -66,6 +68,41 @@ def config_hash(config: dict[str, Any], without: tuple[str, ...] = ()) -> str:
     """8 hexadecimal digits that two runs share if they do the same thing."""
     kept = {key: value for key, value in config.items() if key not in (*_WHERE_ONLY, *without)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run.
+
+    Raises:
+        ConfigError: `folder` is not the folder of a run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"There is no {CONFIG} in {folder}, so it is not the folder of a run.")
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _check_same(config: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Refuses to go on with a run under another configuration; names what differs."""
+    if config_hash(config) == config_hash(earlier):
+        return
+    now, then = _flat(config), _flat(earlier)
+    differing = [
+        f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key) and key not in _WHERE_ONLY
+    ]
+    raise ConfigError(
+        "A run can only be resumed under its own configuration. Different: " + "; ".join(differing[:10]) + ". Give "
+        "`--resume RUN` without --config to use the run's own, or start a new run."
+    )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix.rstrip("."): config}
+    return {key: value for name, inner in config.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
 
 
 def run_folder(config: dict[str, Any], resume: str | None) -> tuple[Path, bool]:
@@ -78,8 +115,7 @@ def run_folder(config: dict[str, Any], resume: str | None) -> tuple[Path, bool]:
     home, digest = Path(config["output"]) / config["name"], config_hash(config)
     if resume not in (None, "auto"):
         folder = Path(str(resume))
-        if not (folder / "config.yaml").is_file():
-            raise ConfigError(f"--resume {folder}: there is no config.yaml in it, so it is not the folder of a run.")
+        _check_same(config, config_of(folder))
         return folder, True
     if resume == "auto" and (earlier := sorted(home.glob(f"*-{digest}"))):
         return earlier[-1], True
@@ -91,7 +127,9 @@ def run_folder(config: dict[str, Any], resume: str | None) -> tuple[Path, bool]:
         except FileExistsError:
             number += 1
         except OSError as refused:
-            raise ConfigError(f"Cannot make the run folder {folder}: {refused.strerror}. Choose another --output.")
+            raise ConfigError(
+                f"Cannot make the run folder {folder}: {refused.strerror}. Choose another --output."
+            ) from refused
         else:
             return folder, False
 

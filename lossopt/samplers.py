@@ -61,8 +61,8 @@ class PKSampler(Sampler[list[int]]):
         self.rows_of_class, self.left_out = _usable_classes(labels.numpy(), images_per_class, small_classes)
         if len(self.rows_of_class) < classes_per_batch:
             raise ValueError(
-                f"classes_per_batch is {classes_per_batch}, but the training data has {len(self.rows_of_class)} classes "
-                f"that can be used ({self.left_out} left out as too small). Lower classes_per_batch."
+                f"classes_per_batch is {classes_per_batch}, but the training data has {len(self.rows_of_class)} "
+                f"classes that can be used ({self.left_out} left out as too small). Lower classes_per_batch."
             )
         self.classes_of_group = self._group_classes(groups)
         batch = classes_per_batch * images_per_class
@@ -163,9 +163,9 @@ def _usable_classes(labels: np.ndarray, k: int, small_classes: SmallClasses) -> 
     small = [len(rows) for rows in rows_of_class if 1 < len(rows) < k]
     if small and small_classes == "refuse":
         raise ValueError(
-            f"images_per_class is {k}, but {len(small)} of {len(rows_of_class)} classes have fewer images (the smallest "
-            f"has {min(small)}). Lower images_per_class, or set small_classes to 'drop' (leave those classes out) or "
-            "'repeat' (take their images more than once)."
+            f"images_per_class is {k}, but {len(small)} of {len(rows_of_class)} classes have fewer images (the "
+            f"smallest has {min(small)}). Lower images_per_class, or set small_classes to 'drop' (leave those classes "
+            "out) or 'repeat' (take their images more than once)."
         )
     least = max(2, k if small_classes == "drop" else 2) if k > 1 else 1
     usable = [rows for rows in rows_of_class if len(rows) >= least]

@@ -35,7 +35,17 @@ from lossopt.data.module import RetrievalData
 from lossopt.errors import ConfigError, DataError
 from lossopt.modules.embedding import EmbeddingNetwork
 from lossopt.retrieval.text import as_line
-from lossopt.runs import RESULTS, RunResult, config_hash, evaluate_split, galleries, load_weights, result_of, run_folder
+from lossopt.runs import (
+    CONFIG,
+    RESULTS,
+    RunResult,
+    config_hash,
+    evaluate_split,
+    galleries,
+    load_weights,
+    result_of,
+    run_folder,
+)
 from lossopt.tracking import METRICS_FILE, finish, log_galleries, loggers, read_metrics
 
 
@@ -55,22 +65,24 @@ def train(namespace: Namespace, resume: str | None = None, say: Callable[[str], 
     with _quiet_lightning():
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         made = configuration.instantiate(namespace)
-        _check_together(made.model, made.data)
+        _check_together(made)
+        made.data.seed = config["seed"] if made.data.seed is None else made.data.seed
+        made.data.setup("fit")
         folder, again = run_folder(config, resume)
         with run_lock(folder):
             if again and (folder / RESULTS).is_file():
                 say(f"This run is finished already: {folder}")
                 return result_of(folder)
-            made.data.setup("fit")
             say(made.data.describe())
             if not again:
-                (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+                (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
                 (folder / "environment.txt").write_text(environment(), encoding="utf-8")
             return _fit(made, config, folder, newest_good_checkpoint(folder) if again else None, say)
 
 
-def _check_together(model: Any, data: Any) -> None:
-    """What the model asks of the data, before any of it is read."""
+def _check_together(made: Namespace) -> None:
+    """What the model asks of the data and of the trainer, before any of it is used."""
+    model, data = made.model, made.data
     if not isinstance(model, EmbeddingNetwork) or not isinstance(data, RetrievalData):
         raise ConfigError(
             f"`lossopt train` trains a SiameseNetwork or a TripletNetwork on RetrievalData; got {type(model).__name__} "
@@ -88,6 +100,9 @@ def _check_together(model: Any, data: Any) -> None:
     for group in groups:
         if not 0 < group["lr"] < float("inf"):
             raise ConfigError(f"The learning rate is {group['lr']}; it must be a positive number.")
+    epochs = made.trainer.max_epochs
+    if epochs is not None and epochs < 1 and epochs != -1:
+        raise ConfigError(f"trainer.max_epochs is {epochs}; it must be 1 or more, or -1 with another limit.")
 
 
 def _fit(
@@ -172,7 +187,7 @@ def _trainer(made: Namespace, config: dict[str, Any], folder: Path, watching: li
         logger=loggers(
             folder,
             name=f"{config['name']}-seed{config['seed']}",
-            group=f"{config['name']}-{config_hash(config, without=('seed', 'data_seed'))}",
+            group=f"{config['name']}-{config_hash(config, without=('seed',))}",
             config=config,
         ),
         callbacks=[*watching[:-1], *given, watching[-1]],
@@ -214,7 +229,11 @@ def _quiet_lightning() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        for advice in (".*does not have many workers.*", ".*lower value for log_every_n_steps.*", ".*isinstance.*"):
+        for advice in (
+            ".*does not have many workers.*",
+            ".*lower value for log_every_n_steps.*",
+            ".*returned `None`.*",
+        ):
             warnings.filterwarnings("ignore", advice)
         try:
             yield

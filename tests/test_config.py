@@ -130,4 +130,5 @@ def test_every_shipped_config_parses_and_opens_with_its_command(path):
     made = instantiate(parse(["--config", str(path)]))
     assert made.name == path.stem
     first = path.read_text().splitlines()[0]
-    assert first.startswith("# lossopt train --config configs/") and first.split("--config ")[1].split()[0].endswith(path.name)
+    assert first.startswith("# lossopt train --config configs/")
+    assert first.split("--config ")[1].split()[0].endswith(path.name)

@@ -26,7 +26,7 @@ class RandomAffine(Augmentation):
     Args:
         degrees: rotation is uniform in [-degrees, degrees].
         scale: (least, most) factor, uniform; more than 1 enlarges what is drawn.
-        shear: horizontal shear factor, uniform in [-shear, shear] (0.3: a column's top moves by 0.3 of half the height).
+        shear: horizontal shear factor, uniform in [-shear, shear] (0.3: the top edge moves by 0.3 of half the side).
         shift: uniform in [-shift, shift], as a share of the image's side, in both directions.
         fill: value in [0, 1] of what moves in.
     """

@@ -36,6 +36,7 @@ class InMemory:
         return len(self.images)
 
     def read(self, rows: Tensor) -> Tensor:
+        """See `Pixels`."""
         return self.images[rows]
 
 
@@ -59,6 +60,7 @@ class OnDisk:
         return len(self.paths)
 
     def read(self, rows: Tensor) -> Tensor:
+        """See `Pixels`; raises DataError naming a file that cannot be decoded."""
         return torch.stack([self._read_one(row) for row in rows.tolist()])
 
     def _read_one(self, row: int) -> Tensor:
@@ -276,4 +278,6 @@ class ImageSource(Protocol):
     Constructing one reads nothing; `splits` does the work, or raises DataError saying what was looked for and where.
     """
 
-    def splits(self) -> Splits: ...
+    def splits(self) -> Splits:
+        """Reads what is needed to tell images and classes apart, and splits them."""
+        ...

@@ -30,7 +30,7 @@ class RetrievalData(LightningDataModule):
         small_classes: "refuse", "drop" or "repeat" classes with fewer than K images.
         evaluation_batch_size: images embedded at once, where no gradient is needed.
         workers: loader processes; 0 is right for data in memory, 2 or more for images on disk.
-        seed: of sampling and augmentation.
+        seed: of sampling and augmentation; None: the run's seed (`lossopt train` fills it in), else 0.
 
     Raises:
         ConfigError: P, K or the groups do not fit the data. DataError: from the source. Both in `setup`.
@@ -49,7 +49,7 @@ class RetrievalData(LightningDataModule):
         small_classes: SmallClasses = "refuse",
         evaluation_batch_size: int = 512,
         workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.source, self.augment, self.seed = source, augment or [], seed
@@ -80,7 +80,7 @@ class RetrievalData(LightningDataModule):
                     self.classes_per_batch,
                     self.images_per_class,
                     self.batches_per_epoch,
-                    self.seed,
+                    self.seed or 0,
                     train.groups,
                     self.group_classes,
                     self.groups_per_batch,
@@ -144,9 +144,7 @@ class RetrievalData(LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(
-                self.seed
-            ),  # private: an iterator must not draw from the global one
+            generator=torch.Generator().manual_seed(self.seed or 0),  # an iterator must not draw from the global one
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

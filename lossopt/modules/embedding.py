@@ -14,10 +14,12 @@ from lossopt.schedules import WarmupDecay
 
 
 class StepRecord(NamedTuple):
-    """What the last training step compared, kept for those who watch it (see callbacks.py)."""
+    """What the last training step compared, kept for those who watch it (see callbacks.py).
 
-    ids: Tensor
-    labels: Tensor
+    embeddings: (b, d), detached. tuples: how many the miner found; None without a miner.
+    """
+
+    batch: Batch
     embeddings: Tensor
     tuples: int | None
 
@@ -73,7 +75,7 @@ class EmbeddingNetwork(LightningModule):
             indices = None if self.miner is None else self.miner(embeddings, batch.labels)
             tuples = None if indices is None else max(len(column) for column in indices)
             loss = None if tuples == 0 else self.loss_fn(embeddings, batch.labels, indices)
-        self.last_step = StepRecord(batch.ids, batch.labels, embeddings.detach(), tuples)
+        self.last_step = StepRecord(batch, embeddings.detach(), tuples)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:

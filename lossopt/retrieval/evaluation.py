@@ -1,4 +1,4 @@
-"""Embeddings in, recall@k and MAP@R out: FAISS proposes the neighbours, float64 decides their order, ties in expectation.
+"""Embeddings in, recall@k and MAP@R out: FAISS proposes neighbours, float64 decides their order, ties count as expected.
 
 What is excluded is counted; what has no meaning is refused. Letters: n rows, q queries, g gallery, d embedding, R
 relevant items of a query.
@@ -95,8 +95,8 @@ def evaluate_retrieval(
     asked, excluded = query_rows[r > 0], int((r == 0).sum())
     if not len(asked):
         raise EvaluationError(
-            f"None of the {len(query_rows)} queries has another image of its class among the {len(gallery_rows)} gallery "
-            "images, so there is nothing to find. Check the labels and the query and gallery columns."
+            f"None of the {len(query_rows)} queries has another image of its class among the {len(gallery_rows)} "
+            "gallery images, so there is nothing to find. Check the labels and the query and gallery columns."
         )
     candidates = len(gallery_rows) - int(is_gallery[asked].any())
     if max(ks) > candidates:

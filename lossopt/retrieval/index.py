@@ -9,7 +9,7 @@ Distance = Literal["euclidean", "cosine"]
 
 
 class Neighbours(NamedTuple):
-    """distances: (q, k) float32, ascending, in the index's own distance; rows: (q, k) int64 positions in the gallery."""
+    """distances: (q, k) float32, ascending, in the index's distance; rows: (q, k) int64 positions in the gallery."""
 
     distances: np.ndarray
     rows: np.ndarray

@@ -1,6 +1,6 @@
-"""Formulas of retrieval metrics as pure NumPy: ranked lists in, one value per query out, exact in expectation under ties.
+"""Formulas of retrieval metrics as pure NumPy: ranked lists in, one value per query out, exact under ties.
 
-A list holds, for each query, the distances to its nearest gallery items in ascending order and whether each is relevant.
+A list holds, for each query, the distances to its nearest gallery items in ascending order, and which are relevant.
 Items at equal distance are in random order by right; every metric is its mean over those orders, so that the order of
 rows in a file cannot change it. Letters: q queries, m length of the lists, R relevant items in the whole gallery.
 """

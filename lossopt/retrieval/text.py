@@ -26,8 +26,8 @@ def as_text(result: RetrievalResult) -> str:
         )
     if collapse.collapsed:
         lines.append(
-            "DO NOT BELIEVE THESE FIGURES: the embeddings have collapsed (nearly equal, on a line, or tied). Try a lower "
-            "learning rate, a larger batch, or a miner that is less hard."
+            "DO NOT BELIEVE THESE FIGURES: the embeddings have collapsed (nearly equal, on a line, or tied). Try a "
+            "lower learning rate, a larger batch, or a miner that is less hard."
         )
     return "\n".join(lines)
 

@@ -19,7 +19,9 @@ def by_definition(vectors, labels, query, gallery, ks):
         r = sum(labels[g] == labels[q] for g in others)
         if r == 0:
             continue
-        distance = {g: sum((float(a) - float(b)) ** 2 for a, b in zip(vectors[q], vectors[g], strict=True)) for g in others}
+        distance = {
+            g: sum((float(a) - float(b)) ** 2 for a, b in zip(vectors[q], vectors[g], strict=True)) for g in others
+        }
         levels = sorted(set(distance.values()))
         runs = [list(itertools.permutations([g for g in others if distance[g] == level])) for level in levels]
         totals = {name: [] for name in rows}
