@@ -229,12 +229,8 @@ def _quiet_lightning() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        for advice in (
-            ".*does not have many workers.*",
-            ".*lower value for log_every_n_steps.*",
-            ".*returned `None`.*",
-        ):
-            warnings.filterwarnings("ignore", advice)
+        for advice in ("does not have many workers", "lower value for log", "returned `None`", "LeafSpec"):
+            warnings.filterwarnings("ignore", f".*{advice}.*")
         try:
             yield
         finally:

@@ -15,7 +15,7 @@ from lossopt.tracking import read_metrics
 
 HIDDEN = "(path left out)"
 _PATH = re.compile(
-    r"""(?:^|(?<=[\s'"(=,;\[])|(?<=:)(?!//))            # where a word begins, but not inside https://
+    r"""(?:^|(?<=[\s'"(=,;\[])|(?<=:))                  # where a word begins; of https:// nothing matches below
         (?:file:/+|~[\w.-]*[/\\]|/(?=[^\s/])|[A-Za-z]:[\\/]|\\\\)
         [^'",;:()\[\]\n]*                               # to the next punctuation: a path may hold blanks
         """,

@@ -130,7 +130,7 @@ def summarise(record: RunRecord, found: RetrievalResult, table: LabelledImages) 
 
 def percent(share: float | None, decimals: int = 1) -> str:
     """A share in [0, 1] in per cent; a dash for None."""
-    return "–" if share is None else f"{100 * share:.{decimals}f} %"
+    return "–" if share is None else f"{100 * share:.{decimals}f}\N{NO-BREAK SPACE}%"
 
 
 def metric_name(key: str) -> str:

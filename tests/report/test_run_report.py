@@ -30,14 +30,14 @@ HOSTILE = (
     "]]>--><svg/onload=alert(5)>",
     "bytes \udce9\u202e and tail",
 )
-TAGS = set(
-    "html head meta title style body main header section p h1 h2 h3 span strong br div ol li ul dl dt dd table thead tr "
-    "td th tbody small figure figcaption svg line text path circle bdi article img details summary pre code".split()
-)
-ATTRIBUTES = set(
-    "lang charset http-equiv content name class role scope colspan viewbox aria-label x x1 x2 y y1 y2 cx cy r d "
-    "text-anchor src alt title".split()
-)
+TAGS = """
+    html head meta title style body main header section p h1 h2 h3 span strong br div ol li ul dl dt dd table thead tr
+    td th tbody small figure figcaption svg line text path circle bdi article img details summary pre code
+"""
+ATTRIBUTES = """
+    lang charset http-equiv content name class role scope colspan viewbox aria-label x x1 x2 y y1 y2 cx cy r d
+    text-anchor src alt title
+"""
 
 
 class Page(HTMLParser):
@@ -142,14 +142,13 @@ def test_names_are_inert(tmp_path):
     table = images(classes=len(HOSTILE), names=HOSTILE)
     folder = run_folder(tmp_path / "run", name=HOSTILE[0], note=HOSTILE[1])
     page, _ = report(folder, table, description=HOSTILE[5])
-    assert set(page.tags) <= TAGS
-    assert {name for _, name, _ in page.attributes} <= ATTRIBUTES
+    assert set(page.tags) <= set(TAGS.split())
+    assert {name for _, name, _ in page.attributes} <= set(ATTRIBUTES.split())
     sources = [value for _, name, value in page.attributes if name in ("src", "href")]
     assert sources
     assert all(re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", value) for value in sources)
     for name in HOSTILE[:-1]:
         assert name.rpartition("/")[2] in page.text
-    assert "49" not in page.text.replace("0.49", "") or "{{7*7}}" in page.text
     assert "bytes \\udce9" in page.text
     style = page.raw[page.raw.index("<style>") : page.raw.index("</style>")]
     assert "url(" not in style
@@ -214,7 +213,9 @@ def test_a_run_of_a_single_validation_without_a_checkpoint_list(tmp_path):
 def test_no_path_of_the_machine_is_on_the_page(tmp_path):
     root = "/home/alice/my pictures"
     folder = run_folder(tmp_path / "run", output=str(tmp_path), data={"root": root, "also": [r"C:\Users\alice\x"]})
-    page, _ = report(folder, images(), description=f"Folder {root}: 4 classes by shares")
+    table = images()
+    table.names[:] = [f"{root}/{row}.png" for row in range(len(table))]
+    page, _ = report(folder, table, description=f"Folder {root}: 4 classes by shares")
     for private in ("alice", str(tmp_path), "pictures"):
         assert private not in page.raw
     assert f"Folder {HIDDEN}: 4 classes by shares" in page.text
