@@ -11,6 +11,7 @@ from lossopt.errors import LossoptError
 _JOBS = {
     "train": "train a retrieval model: lossopt train --config configs/quickstart.yaml",
     "evaluate": "recall@k of a run or a checkpoint: lossopt evaluate RUN",
+    "report": "one page that shows a run: lossopt report RUN",
     "oneshot": "one-shot classification on Omniglot: lossopt oneshot RUN",
 }
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs.add_parser(name, help=summary, add_help=False)
     chosen = top.parse_args(words[:1]).job
     try:
-        {"train": train, "evaluate": evaluate, "oneshot": oneshot}[chosen](words[1:])
+        {"train": train, "evaluate": evaluate, "report": report, "oneshot": oneshot}[chosen](words[1:])
     except LossoptError as error:
         print(f"lossopt {chosen}: {error}", file=sys.stderr)
         return error.exit_code
@@ -66,6 +67,20 @@ def evaluate(words: list[str]) -> None:
     run = load_run(given.run, overrides)
     found, _, _ = evaluate_split(run.model, run.data, given.split, given.ks, given.distance)
     print(f"{run.checkpoint}, {given.split} split\n{run.data.splits.description}\n\n{as_text(found)}")
+
+
+def report(words: list[str]) -> None:
+    """`lossopt report RUN`."""
+    parser = argparse.ArgumentParser(prog="lossopt report", description="Writes RUN/report.html anew.")
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    given, overrides = parser.parse_known_args(words)
+    from lossopt.report.run import write_run_report
+    from lossopt.runs import evaluate_split, load_run
+
+    run = load_run(given.run, overrides)
+    settings = run.config["retrieval"]
+    found, table, _ = evaluate_split(run.model, run.data, "test", settings["ks"], settings["distance"])
+    print(write_run_report(given.run, found, table, run.data.splits))
 
 
 def oneshot(words: list[str]) -> None:

@@ -34,6 +34,7 @@ from lossopt.checkpoints import (
 from lossopt.data.module import RetrievalData
 from lossopt.errors import ConfigError, DataError
 from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.report.run import write_run_report
 from lossopt.retrieval.text import as_line
 from lossopt.runs import (
     CONFIG,
@@ -162,6 +163,7 @@ def _measure(
         log_galleries(trainer.loggers, "test/galleries", galleries(found, table))
         for logger in trainer.loggers:
             logger.log_metrics(result.test, step=trainer.global_step)
+        say(f"report     {write_run_report(folder, found, table, made.data.splits)}")
     finish(trainer.loggers, {**result.validation, **result.test})
     content = json.dumps(result.as_json(), indent=2).encode()
     write_whole(folder / RESULTS, lambda file: file.write(content))

@@ -61,7 +61,14 @@ def test_a_run_leaves_everything_in_its_folder_and_wandb_offline_says_the_same(m
     folder = train()
     said = capsys.readouterr().out
     assert "untrained  recall@1" in said and str(folder) in said.splitlines()[-1]
-    for name in ("config.yaml", "environment.txt", "metrics.jsonl", "results.json", "checkpoints/best.ckpt"):
+    for name in (
+        "config.yaml",
+        "environment.txt",
+        "metrics.jsonl",
+        "results.json",
+        "report.html",
+        "checkpoints/best.ckpt",
+    ):
         assert (folder / name).is_file(), name
     rows = validations(folder)
     assert [row["epoch"] for row in rows] == [0, 1, 2]
@@ -85,6 +92,15 @@ def test_a_run_leaves_everything_in_its_folder_and_wandb_offline_says_the_same(m
         assert any(key in row for row in logged.history), key
     assert logged.summary["test/recall@1"] == pytest.approx(results["test"]["test/recall@1"])
     assert any("galleries" in name for name in logged.files)
+
+
+def test_the_report_can_be_written_again(capsys):
+    folder = train()
+    page = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_text() == page
+    assert str(folder / "report.html") in capsys.readouterr().out
 
 
 def test_one_seed_gives_the_same_bits_and_another_does_not():
