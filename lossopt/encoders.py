@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling: (mean of x^p)^(1/p) over places, p learned; p = 1 averages, a large p takes the maximum.
+    """Generalised-mean pooling: (mean of x^p)^(1/p) over places, p learned. p = 1 averages, large p takes the largest.
 
     Source: Radenovic, Tolias & Chum 2018, Fine-tuning CNN Image Retrieval with No Human Annotation, eq. 2.
     """

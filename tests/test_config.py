@@ -118,7 +118,8 @@ def test_a_class_in_the_users_own_file(tmp_path, monkeypatch):
     (tmp_path / "my_loss.py").write_text(
         "import torch\n\nclass MeanDistance(torch.nn.Module):\n"
         "    def __init__(self, weight: float = 1.0):\n        super().__init__()\n        self.weight = weight\n"
-        "    def forward(self, embeddings, labels, indices=None):\n        return self.weight * embeddings.pow(2).mean()\n"
+        "    def forward(self, embeddings, labels, indices=None):\n"
+        "        return self.weight * embeddings.pow(2).mean()\n"
     )
     monkeypatch.chdir(tmp_path)
     words = [f"{MODEL}.loss_fn", "my_loss.MeanDistance", f"{MODEL}.loss_fn.init_args.weight", "0.5"]

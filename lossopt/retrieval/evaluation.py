@@ -1,4 +1,4 @@
-"""Embeddings in, recall@k and MAP@R out: FAISS proposes neighbours, float64 decides their order, ties count as expected.
+"""Embeddings in, recall@k and MAP@R out: FAISS proposes neighbours, float64 orders them, ties count as expected.
 
 What is excluded is counted; what has no meaning is refused. Letters: n rows, q queries, g gallery, d embedding, R
 relevant items of a query.

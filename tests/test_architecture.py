@@ -1,0 +1,95 @@
+"""The house as it is drawn: imports point one way, heavy libraries stay in their rooms, every module imports."""
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import lossopt
+
+ROOT = Path(lossopt.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+# what a room may import of lossopt, besides itself; a room that is not named here may import everything
+MAY_IMPORT = {
+    "errors": set(),
+    "losses": set(),
+    "samplers": set(),
+    "schedules": set(),
+    "encoders": set(),
+    "retrieval.metrics": set(),
+    "retrieval.index": set(),
+    "retrieval": {"errors"},
+    "miners": {"losses", "errors"},
+    "tracking": {"errors"},
+    "checkpoints": {"errors", "tracking"},
+    "data": {"errors", "samplers"},
+    "modules": {"data", "miners", "schedules", "losses", "errors"},
+    "callbacks": {"data", "errors", "modules", "retrieval"},
+    "explain": set(),
+    "config": {"errors", "explain", "retrieval"},
+    "report": {"checkpoints", "data", "errors", "retrieval", "tracking"},
+    "runs": {"callbacks", "checkpoints", "config", "data", "errors", "modules", "retrieval", "tracking"},
+}
+FENCES = {
+    "faiss": {"retrieval/index.py"},
+    "wandb": {"tracking.py"},
+    "matplotlib": {"report/", "lab/"},
+    "pytorch_lightning": {
+        *("data/module.py", "modules/", "callbacks.py", "checkpoints.py", "tracking.py", "config.py", "training.py")
+    },
+}
+
+
+def imports(path):
+    """(module, whether at the top level of the file) of every import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in tree.body) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "lossopt" else [node.module]
+            )
+            yield from ((name, node in tree.body) for name in names)
+
+
+def room(path):
+    """ "retrieval.metrics" if that file has rules of its own, else its folder or its own name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    dotted = ".".join(parts)
+    return dotted if dotted in MAY_IMPORT else parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    allowed = MAY_IMPORT.get(room(path))
+    if allowed is None:
+        return
+    for name, _ in imports(path):
+        parts = name.split(".")
+        if parts[0] != "lossopt" or len(parts) < 2 or parts[1] == "__version__":
+            continue
+        inside = parts[1] == room(path).split(".")[0] and "." not in room(path)
+        assert inside or parts[1] in allowed, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("library", FENCES)
+def test_heavy_libraries_stay_in_their_rooms(library):
+    for path in FILES:
+        where = path.relative_to(ROOT).as_posix()
+        if any(name.split(".")[0] == library for name, _ in imports(path)):
+            assert any(where.startswith(home) for home in FENCES[library]), f"{where} imports {library}"
+
+
+def test_every_module_imports_and_says_what_it_is():
+    names = [module.name for module in pkgutil.walk_packages(lossopt.__path__, "lossopt.")]
+    assert len(names) > 30
+    for name in names:
+        assert (importlib.import_module(name).__doc__ or "").strip(), name
+
+
+def test_there_is_no_drawer():
+    for path in FILES:
+        assert not {"utils", "helpers", "common", "misc", "base"} & set(path.with_suffix("").parts[-2:]), path
