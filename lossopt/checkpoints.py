@@ -7,82 +7,33 @@ or a full disk destroys the previous file too. Here the new file is written besi
 import hashlib
 import json
 import math
-import os
 import pickle
 import platform
 import random
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import filelock
 import numpy as np
 import pytorch_lightning
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities import rank_zero_only
 
 from lossopt import __version__
+from lossopt.durable import write_whole
 from lossopt.errors import ConfigError, LossoptError
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 BEST = "best.ckpt"
-PART = ".part"
-LOCK = ".lock"
 CONFIG_KEY = "lossopt_config"
 RNG_KEY = "lossopt_rng"
-
-
-# ------------------------------------------------------------------------------------------------------ whole files
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that a kill or a full disk leaves either the old content or the new, never a mixture.
-
-    Only one process may write into a folder at a time (`run_lock`); what dead writers left there (`*.part`) is removed.
-
-    Raises:
-        LossoptError: the file could not be written; the old one is untouched. The text has the path and the free bytes.
-    """
-    part = path.with_name(f".{path.name}{PART}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".*{PART}"):
-            stale.unlink()
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        there = next(folder for folder in path.absolute().parents if folder.is_dir())
-        kept = "; the previous file is untouched" if path.exists() else ""
-        raise LossoptError(
-            f"Cannot save {path} ({error}; {shutil.disk_usage(there).free} bytes free there){kept}. "
-            "Make room or check the permissions, then start again with --resume."
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; Windows cannot open folders and needs no such thing."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -449,36 +400,3 @@ def _json_only(config: Mapping[str, Any]) -> dict[str, Any]:
             "such a checkpoint could not be loaded again. Turn paths and the like into text."
         ) from error
     return plain
-
-
-# ------------------------------------------------------------------------------------------------------------- lock
-
-
-@contextmanager
-def run_lock(run_folder: Path | str) -> Iterator[None]:
-    """Keep a second run out of the folder. The operating system holds the lock and drops it when the process dies.
-
-    Other ranks of a distributed run share the folder of rank 0 and take no lock.
-
-    Raises:
-        ConfigError: another process is at work in the folder.
-        LossoptError: the folder cannot be written to.
-    """
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        yield
-        return
-    folder = Path(run_folder)
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise ConfigError(
-            f"Another run is at work in {folder}. Wait for it or stop it, or choose another run folder."
-        ) from error
-    except OSError as error:
-        raise LossoptError(f"Cannot write into {folder} ({error}). Choose another run folder.") from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -28,10 +28,9 @@ from lossopt.checkpoints import (
     DurableCheckpointIO,
     newest_good_checkpoint,
     read_manifest,
-    run_lock,
-    write_whole,
 )
 from lossopt.data.module import RetrievalData
+from lossopt.durable import run_lock, write_whole
 from lossopt.errors import ConfigError, DataError
 from lossopt.modules.embedding import EmbeddingNetwork
 from lossopt.report.run import write_run_report

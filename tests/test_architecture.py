@@ -23,21 +23,31 @@ MAY_IMPORT = {
     "retrieval": {"errors"},
     "miners": {"losses", "errors"},
     "tracking": {"errors"},
-    "checkpoints": {"errors", "tracking"},
+    "durable": {"errors"},
+    "checkpoints": {"errors", "durable"},
     "data": {"errors", "samplers"},
     "modules": {"data", "miners", "schedules", "losses", "errors"},
     "callbacks": {"data", "errors", "modules", "retrieval"},
     "explain": set(),
     "config": {"errors", "explain", "retrieval"},
-    "report": {"checkpoints", "data", "errors", "retrieval", "tracking"},
+    "report": {"checkpoints", "data", "durable", "errors", "retrieval", "tracking"},
     "runs": {"callbacks", "checkpoints", "config", "data", "errors", "modules", "retrieval", "tracking"},
 }
 FENCES = {
     "faiss": {"retrieval/index.py"},
-    "wandb": {"tracking.py"},
+    "wandb": {"tracking/"},
     "matplotlib": {"report/", "lab/"},
     "pytorch_lightning": {
-        *("data/module.py", "modules/", "callbacks.py", "checkpoints.py", "tracking.py", "config.py", "training.py")
+        *(
+            "data/module.py",
+            "modules/",
+            "callbacks.py",
+            "checkpoints.py",
+            "durable.py",
+            "tracking/",
+            "config.py",
+            "training.py",
+        )
     },
 }
 

@@ -18,7 +18,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from lossopt import checkpoints
+from lossopt import checkpoints, durable
 from lossopt.checkpoints import (
     BEST,
     CONFIG_KEY,
@@ -30,9 +30,8 @@ from lossopt.checkpoints import (
     newest_good_checkpoint,
     promote,
     read_manifest,
-    run_lock,
-    write_whole,
 )
+from lossopt.durable import run_lock, write_whole
 from lossopt.errors import ConfigError, LossoptError
 
 ROOT = Path(checkpoints.__file__).parents[1]
@@ -240,7 +239,7 @@ def test_a_save_is_whole_has_the_umask_mode_and_removes_stale_parts(tmp_path):
 
 def test_a_save_is_synced_before_it_replaces_the_old_file(tmp_path, monkeypatch):
     happened = []
-    monkeypatch.setattr(checkpoints.os, "fsync", lambda fd: happened.append(stat.S_ISDIR(os.fstat(fd).st_mode)))
+    monkeypatch.setattr(durable.os, "fsync", lambda fd: happened.append(stat.S_ISDIR(os.fstat(fd).st_mode)))
     rename = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: (happened.append("replace"), rename(self, to))[1])
     write_whole(tmp_path / "x", lambda file: file.write(b"1"))
@@ -488,7 +487,7 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_dies(tmp_path):
     script = f"""
         import sys, time, os
         sys.path.insert(0, {str(ROOT)!r})
-        from lossopt.checkpoints import run_lock
+        from lossopt.durable import run_lock
         with run_lock({str(tmp_path)!r}):
             child = os.fork()  # a loading worker, which outlives its parent for a while
             if child:

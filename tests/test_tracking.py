@@ -29,9 +29,10 @@ from lossopt.tracking import (
     loggers,
     read_metrics,
     read_offline_run,
+    view,
 )
 
-ROOT = Path(tracking.__file__).parents[1]
+ROOT = Path(tracking.__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -321,17 +322,17 @@ def test_a_helper_that_dies_is_one_warning(tmp_path, monkeypatch):
 
 def test_the_mode_is_offline_unless_a_key_is_configured(tmp_path):
     home = {"HOME": str(tmp_path)}
-    assert tracking._wandb_mode(home) == "offline"
-    assert tracking._wandb_mode(home | {"WANDB_API_KEY": "k"}) == "online"
-    assert tracking._wandb_mode(home | {"WANDB_API_KEY": "k", "WANDB_MODE": "dryrun"}) == "offline"
-    assert tracking._wandb_mode(home | {"WANDB_DISABLED": "true"}) == "disabled"
+    assert view._wandb_mode(home) == "offline"
+    assert view._wandb_mode(home | {"WANDB_API_KEY": "k"}) == "online"
+    assert view._wandb_mode(home | {"WANDB_API_KEY": "k", "WANDB_MODE": "dryrun"}) == "offline"
+    assert view._wandb_mode(home | {"WANDB_DISABLED": "true"}) == "disabled"
     with pytest.raises(ConfigError, match="WANDB_MODE is 'ofline'; allowed: online, offline"):
-        tracking._wandb_mode(home | {"WANDB_MODE": "ofline"})
+        view._wandb_mode(home | {"WANDB_MODE": "ofline"})
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password k\n")
     (tmp_path / ".netrc").chmod(0o600)
-    assert tracking._wandb_mode(home) == "online"
-    assert tracking._wandb_mode(home | {"WANDB_BASE_URL": "https://own.example:8080"}) == "offline"
-    assert tracking._wandb_mode({"HOME": "/nowhere", "NETRC": str(tmp_path / ".netrc")}) == "online"
+    assert view._wandb_mode(home) == "online"
+    assert view._wandb_mode(home | {"WANDB_BASE_URL": "https://own.example:8080"}) == "offline"
+    assert view._wandb_mode({"HOME": "/nowhere", "NETRC": str(tmp_path / ".netrc")}) == "online"
 
 
 def test_disabled_writes_only_the_record(tmp_path, monkeypatch):

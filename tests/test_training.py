@@ -294,7 +294,7 @@ def test_one_shot_on_other_data_is_refused(capsys):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_two_runs_in_one_folder_are_refused(capsys):
-    from lossopt.checkpoints import run_lock
+    from lossopt.durable import run_lock
 
     folder = train()
     with run_lock(folder):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lossopt.checkpoints import write_whole
 from lossopt.data.dataset import LabelledImages, Splits
+from lossopt.durable import write_whole
 from lossopt.report.chart import HEIGHT, WIDTH, Chart, line_chart
 from lossopt.report.galleries import (
     Row,
