@@ -38,16 +38,8 @@ FENCES = {
     "wandb": {"tracking/"},
     "matplotlib": {"report/", "lab/"},
     "pytorch_lightning": {
-        *(
-            "data/module.py",
-            "modules/",
-            "callbacks.py",
-            "checkpoints.py",
-            "durable.py",
-            "tracking/",
-            "config.py",
-            "training.py",
-        )
+        *("data/module.py", "modules/", "callbacks.py", "checkpoints.py", "durable.py", "tracking/"),
+        *("config.py", "training.py"),
     },
 }
 
