@@ -63,7 +63,9 @@ class RetrievalAtValidation(Callback):
         collapse = self.result.collapse
         logged |= {"val/effective_rank": collapse.effective_rank, "val/spread": collapse.spread}
         self.history.append({"epoch": float(epochs_done(trainer)), **logged})
-        pl_module.log_dict(logged | {"epoch": float(epochs_done(trainer))}, sync_dist=False)
+        pl_module.log_dict(logged, logger=False, sync_dist=False)  # for checkpoints and other callbacks
+        for logger in trainer.loggers:
+            logger.log_metrics(self.history[-1], step=trainer.global_step)
 
 
 def evaluate_table(
@@ -117,14 +119,15 @@ class TrainingHealth(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Counts every step; measures and logs at the logging steps."""
-        assert isinstance(pl_module, EmbeddingNetwork)
-        record = pl_module.last_step
+        network = _network(pl_module)
+        record = network.last_step
         if record is None:
             return
         self.steps += 1
         self.images += len(record.batch.ids) * trainer.world_size
         self.steps_without_tuples += record.tuples == 0
-        if not outputs or (batch_idx + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not outputs or (self.steps % every and self.steps > 1):
             return
         now = time.perf_counter()
         positive, negative = mean_distances(record.embeddings, record.batch.labels)
@@ -139,10 +142,10 @@ class TrainingHealth(Callback):
         }
         if (guard := next((c for c in trainer.callbacks if isinstance(c, FiniteGuard)), None)) is not None:  # type: ignore[attr-defined]
             logged["train/gradient_norm"] = guard.gradient_norm
-        tuples = record.tuples if record.tuples is not None else getattr(pl_module.loss_fn, "tuple_count", None)
+        tuples = record.tuples if record.tuples is not None else getattr(network.loss_fn, "tuple_count", None)
         if tuples is not None:
             logged["miner/tuples"] = float(tuples)
-        if (share := getattr(pl_module.loss_fn, "share_active", None)) is not None:
+        if (share := getattr(network.loss_fn, "share_active", None)) is not None:
             logged["miner/share_active"] = share
         self._since, self._images_then = now, self.images
         values = {name: float(value) for name, value in logged.items()}
@@ -167,6 +170,12 @@ class TrainingHealth(Callback):
             f"{share:.0%} of the steps had nothing to compare ({self.steps_without_tuples} of {self.steps}): the miner "
             "is dead much of the time. Try a larger margin, more classes per batch, or an easier miner."
         )
+
+
+def _network(pl_module: LightningModule) -> EmbeddingNetwork:
+    if not isinstance(pl_module, EmbeddingNetwork):
+        raise TypeError(f"These callbacks watch a SiameseNetwork or a TripletNetwork, not {type(pl_module).__name__}.")
+    return pl_module
 
 
 def mean_distances(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,10 +212,9 @@ class FiniteGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Raises NonFiniteError instead of letting the step happen."""
-        assert isinstance(pl_module, EmbeddingNetwork)
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
-        record = pl_module.last_step
+        record = _network(pl_module).last_step
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         watched = self.gradient_norm if not scaled or record is None else record.embeddings.sum()
         if bool(torch.isfinite(watched)) or record is None:

@@ -295,7 +295,8 @@ class Checkpoints(Checkpoint):
         self.best_path: Path | None = None
         self.last_path: Path | None = None
         self._rng: list[dict[str, Any]] | None = None
-        self._begun = self._validated = False
+        self._begun = False
+        self._validated_at: int | None = None
 
     @property
     def best_model_path(self) -> str:
@@ -331,16 +332,21 @@ class Checkpoints(Checkpoint):
         """Refuse a misspelt `val/` monitor at the first validation."""
         if trainer.sanity_checking:
             return
-        self._validated = True
-        if self.monitor and self.monitor.startswith("val/"):
-            self._monitored(trainer)
+        if self.monitor and self.monitor.startswith("val/") and self.monitor not in trainer.callback_metrics:
+            raise self._not_logged(trainer)
+        if trainer.state.fn == "fit":
+            self._validated_at = trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, list, and promote if it is the best."""
         if _only_a_trial(trainer):
             return
         value = self._monitored(trainer)
-        metrics = {name: float(tensor) for name, tensor in trainer.callback_metrics.items()}
+        metrics = {
+            name: float(tensor)
+            for name, tensor in trainer.callback_metrics.items()
+            if self._validated_at == trainer.global_step or not name.startswith("val/")
+        }
         epoch = trainer.current_epoch + 1
         path = self.folder / f"epoch={epoch:03d}-step={trainer.global_step}.ckpt"
         trainer.save_checkpoint(path)
@@ -354,17 +360,20 @@ class Checkpoints(Checkpoint):
         trainer.strategy.barrier("lossopt.checkpoints")
 
     def _monitored(self, trainer: Trainer) -> float | None:
-        """The monitor's value; None where no validation has run yet."""
+        """The monitor's value for the present weights; None where these were not validated."""
         if self.monitor is None:
+            return None
+        if self.monitor.startswith("val/") and self._validated_at != trainer.global_step and trainer.enable_validation:
             return None
         if self.monitor in trainer.callback_metrics:
             return float(trainer.callback_metrics[self.monitor])
-        if self.monitor.startswith("val/") and not self._validated and trainer.enable_validation:
-            return None
+        raise self._not_logged(trainer)
+
+    def _not_logged(self, trainer: Trainer) -> ConfigError:
         logged = ", ".join(sorted(trainer.callback_metrics)) or "none"
-        raise ConfigError(
+        return ConfigError(
             f"Checkpoints(monitor={self.monitor!r}): no such metric was logged. Logged are: {logged}. "
-            "Name one of them, or give monitor=null to keep only the newest."
+            "Name one of them, or None to keep only the newest."
         )
 
     def _is_best(self, value: float | None) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lossopt import __version__
-from lossopt.errors import LossoptError
+from lossopt.errors import ConfigError, LossoptError
 
 _JOBS = {
     "train": "train a retrieval model: lossopt train --config configs/quickstart.yaml",
@@ -58,14 +58,16 @@ def evaluate(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="lossopt evaluate", description="recall@k and MAP@R of a trained model.")
     parser.add_argument("run", type=Path, help="the folder of a run, or a .ckpt file")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("--ks", type=int, nargs="+", default=[1, 2, 4, 8], help="cut-offs of recall@k")
-    parser.add_argument("--distance", choices=("euclidean", "cosine"), default="euclidean")
-    given, overrides = parser.parse_known_args(words)
+    parser.add_argument("--ks", type=int, nargs="+", help="cut-offs of recall@k; default: the run's own")
+    parser.add_argument("--distance", choices=("euclidean", "cosine"), help="default: the run's own")
+    given, overrides = _with_overrides(parser, words)
     from lossopt.retrieval.text import as_text
     from lossopt.runs import evaluate_split, load_run
 
     run = load_run(given.run, overrides)
-    found, _, _ = evaluate_split(run.model, run.data, given.split, given.ks, given.distance)
+    settings = run.config["retrieval"]
+    ks, distance = given.ks or settings["ks"], given.distance or settings["distance"]
+    found, _, _ = evaluate_split(run.model, run.data, given.split, ks, distance)
     print(f"{run.checkpoint}, {given.split} split\n{run.data.splits.description}\n\n{as_text(found)}")
 
 
@@ -73,7 +75,9 @@ def report(words: list[str]) -> None:
     """`lossopt report RUN`."""
     parser = argparse.ArgumentParser(prog="lossopt report", description="Writes RUN/report.html anew.")
     parser.add_argument("run", type=Path, help="the folder of a run")
-    given, overrides = parser.parse_known_args(words)
+    given, overrides = _with_overrides(parser, words)
+    if not given.run.is_dir():
+        raise ConfigError(f"{given.run} is no folder: a report is made of the folder of a run.")
     from lossopt.report.run import write_run_report
     from lossopt.runs import evaluate_split, load_run
 
@@ -91,7 +95,7 @@ def oneshot(words: list[str]) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run trained on Omniglot, or a .ckpt file")
     parser.add_argument("--runs", type=int, default=1_000, help="randomly drawn runs beside the 20 official ones")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing")
-    given, overrides = parser.parse_known_args(words)
+    given, overrides = _with_overrides(parser, words)
     from lossopt.runs import load_run, one_shot
 
     run = load_run(given.run, overrides)
@@ -100,6 +104,15 @@ def oneshot(words: list[str]) -> None:
     for name, result in (("20 official runs", official), (f"{given.runs:,} drawn runs", drawn)):
         error = f"s.e. {100 * result.standard_error:.2f}"
         print(f"{name:<18}{100 * result.accuracy:6.2f} %  ({result.trials:,} trials, {error})")
+
+
+def _with_overrides(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own words, and those that override the run's configuration: --data... and --model..."""
+    parser.epilog = "--data.init_args.source.init_args.root and the like override the run's configuration."
+    given, rest = parser.parse_known_args(words)
+    if rest and not rest[0].startswith(("--data.", "--model.")):
+        parser.error(f"unknown argument {rest[0]}")
+    return given, rest
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from io import StringIO
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import NonNegativeInt
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_metric_learning.utils.module_with_records import ModuleWithRecords
 
@@ -23,14 +24,13 @@ from lossopt.explain import explain
 from lossopt.retrieval.evaluation import KS
 from lossopt.retrieval.index import Distance
 
-# the run's own business: its folder, its loggers, its checkpoints
 _TRAINER_SKIP = {
-    "logger",
-    "default_root_dir",
-    "enable_checkpointing",
-    "use_distributed_sampler",
-    "num_sanity_val_steps",
+    # the run's own business: its folder, its loggers, its checkpoints
+    *("logger", "default_root_dir", "enable_checkpointing", "use_distributed_sampler", "num_sanity_val_steps"),
+    # validation comes at the end of an epoch, and an epoch is batches_per_epoch long
+    *("val_check_interval", "overfit_batches", "limit_test_batches", "limit_predict_batches"),
 }
+_LIMITS = {"limit_train_batches", "limit_val_batches"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CheckpointSettings:
     """Which checkpoint is the best.
 
     Args:
-        monitor: a logged metric, for example "val/map@r" or "val/recall@1".
+        monitor: a metric of the validation, for example "val/map@r" or "val/recall@1".
         mode: whether more or less of it is better.
     """
 
@@ -67,14 +67,16 @@ def parser() -> ArgumentParser:
     made = ArgumentParser(prog="lossopt train", exit_on_error=False, allow_abbrev=False)
     made.description = "Train a retrieval model."
     made.add_argument("--config", action="config", help="a YAML file; several are merged, the last one wins")
-    made.add_argument("--seed", type=int, default=0, help="of weights, batches and augmentation")
+    made.add_argument("--seed", type=NonNegativeInt, default=0, help="of weights, batches and augmentation")
     made.add_argument("--name", type=str, default="run", help="folder of the runs of this experiment")
     made.add_argument("--output", type=str, default="runs", help="folder of all runs")
-    made.add_subclass_arguments(LightningModule, "model", required=True)
-    made.add_subclass_arguments(LightningDataModule, "data", required=True)
+    made.add_subclass_arguments(LightningModule, "model", required=True, fail_untyped=False)
+    made.add_subclass_arguments(LightningDataModule, "data", required=True, fail_untyped=False)
     made.add_class_arguments(
-        Trainer, "trainer", skip=_TRAINER_SKIP, fail_untyped=False, instantiate=False, sub_configs=True
+        Trainer, "trainer", skip=_TRAINER_SKIP | _LIMITS, fail_untyped=False, instantiate=False, sub_configs=True
     )
+    for limit in sorted(_LIMITS):  # the Trainer's own annotation reads 1 (one batch) as 1.0 (all of them)
+        made.add_argument(f"--trainer.{limit}", type=int | float | None, default=None, help="batches, or a share")
     made.add_class_arguments(RetrievalSettings, "retrieval")
     made.add_class_arguments(CheckpointSettings, "checkpoint")
     made.set_defaults({"trainer.log_every_n_steps": 10, "trainer.max_epochs": 10})
@@ -83,7 +85,8 @@ def parser() -> ArgumentParser:
 
 def keys(of: ArgumentParser) -> list[str]:
     """Every key that the parser knows, dotted."""
-    return [name.lstrip("-") for action in of._actions for name in action.option_strings]
+    names = (name.lstrip("-") for action in of._actions for name in action.option_strings)
+    return [name for name in names if not name.endswith("+") and name not in ("h", "print_shtab")]
 
 
 def _with_components(class_type: type, *args: Any, **kwargs: Any) -> Any:
@@ -96,6 +99,8 @@ def _component(value: Any) -> Any:
         module, _, name = value["class_path"].rpartition(".")
         arguments = dict(value.get("init_args") or {})
         return _with_components(getattr(importlib.import_module(module), name), **arguments)
+    if isinstance(value, str) and value.startswith("pytorch_metric_learning."):
+        return _component({"class_path": value})
     return value
 
 
@@ -148,4 +153,8 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(inner) for inner in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):  # NonNegativeInt and the like are ints of their own class
+        return int(value) if isinstance(value, int) else value
+    return str(value)

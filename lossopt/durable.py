@@ -47,6 +47,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             part.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` for text in UTF-8."""
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself durable; Windows cannot open folders and needs no such thing."""
     if os.name == "nt":

@@ -108,6 +108,8 @@ class Conv4(Encoder):
         channels: int = 1,
         width: int = 64,
     ) -> None:
+        if width < 1:
+            raise ValueError(f"width must be 1 or more, got {width}.")
         widths = [channels, width, width, width, width]
         trunk = nn.Sequential(*(_conv_block(a, b) for a, b in pairwise(widths)))
         super().__init__(trunk, width, embedding_size, normalize, pooling, channels)

@@ -19,6 +19,10 @@ _PLACES = (  # where the classes live that a configuration usually names
     "pytorch_metric_learning.miners",
     "torch.optim",
     "torch.optim.lr_scheduler",
+    "pytorch_metric_learning.distances",
+    "pytorch_metric_learning.reducers",
+    "pytorch_lightning.callbacks",
+    "torchvision.transforms.v2",
 )
 _NOISE = re.compile(
     r"Does not validate|Subtypes: |Errors:$|Expected a <class 'NoneType'>|Given value|Expected a path but"
@@ -48,6 +52,7 @@ def explain(message: str, known_keys: Sequence[str]) -> str:
             causes.append(line)
     where = ".init_args.".join(path)
     text = " ".join(dict.fromkeys(causes)) or message.strip()
+    text = re.sub(r"NestedArg\(key='[\w.]+', val=(.*)\)", r"\1", text)
     if "Got value" not in text and (given := re.search(r"Given value: (\w.{0,60})$", message, re.MULTILINE)):
         text += f". Got value: {given.group(1)}"
     return f"{where}: {_reword(text, classes, known_keys)}" if where else _reword(text, classes, known_keys)
@@ -55,22 +60,37 @@ def explain(message: str, known_keys: Sequence[str]) -> str:
 
 def _reword(text: str, classes: list[str], known_keys: Sequence[str]) -> str:
     """Says the commonest complaints in our own words; leaves the others as they are."""
-    if found := re.search(r"[Uu]nrecognized arguments: --([\w.]+)", text):
-        return _unknown(found.group(1), known_keys, "key")
-    if found := re.search(r"[Kk]ey ['\"]([\w.]+)['\"] is not expected|No action for key ['\"]([\w.]+)['\"]", text):
-        return _unknown(found.group(1) or found.group(2), known_keys, "key")
+    return _about_a_key(text, classes, known_keys) or _about_a_class(text, classes) or _about_a_value(text)
+
+
+def _about_a_key(text: str, classes: list[str], known_keys: Sequence[str]) -> str | None:
+    for pattern in (r"[Uu]nrecognized arguments: --([\w.]+)", r"[Kk]ey ['\"]([\w.]+)['\"] is not expected"):
+        if found := re.search(pattern, text):
+            return _unknown(found.group(1), known_keys, "key")
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
         return _unknown(f"{found.group(1)}.{found.group(2)}", known_keys, "key")
     if found := re.search(r"Option '([\w.]+)' is not accepted", text):
         if not classes:
             return _unknown(found.group(1), known_keys, "key")
         return f"{classes[-1]}: " + _unknown(found.group(1), _arguments(_import(classes[-1])), "argument")
+    return None
+
+
+def _about_a_class(text: str, classes: list[str]) -> str | None:
     if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
         return _no_class(f"{found.group(1)}.{found.group(2)}")
     if found := re.search(r"Expected a dot import path string: (\S*\w)", text):
         return _no_class(found.group(1))
     if found := re.search(r"No module named '([\w.]+)'", text):
         return f"There is no module {found.group(1)!r}. " + _no_class(classes[-1] if classes else found.group(1))
+    if "does not implement protocol" in text and "ImageSource" in text:
+        return f"{text.split(' does not')[0]} is no data source: it needs a method `def splits(self) -> Splits`."
+    return None
+
+
+def _about_a_value(text: str) -> str:
+    if text.startswith("Unexpected config"):
+        return "The configuration file is empty or no mapping of keys to values."
     if choices := re.findall(r"Expected a typing\.Literal\[(.*?)\]", text):
         got = f"got {found.group(1)!r}, " if (found := re.search(r"Got value: (.*)$", text)) else ""
         return f"{got}allowed are {', '.join(dict.fromkeys(choices))}."
@@ -100,7 +120,8 @@ def nearest_classes(path: str) -> list[str]:
     """
     module, _, last = path.rpartition(".")
     known: dict[str, str] = {}
-    for place in sorted(_PLACES, key=lambda place: place != module):
+    own = [module] if module and module not in _PLACES and _importable(module) else []
+    for place in [*own, *sorted(_PLACES, key=lambda place: place != module)]:
         for name, thing in vars(importlib.import_module(place)).items():
             if inspect.isclass(thing) and not name.startswith("_"):
                 for spelling in (_signless(name), _bare(name)):
@@ -128,6 +149,14 @@ def _arguments(cls: Any) -> set[str]:
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
     return names
+
+
+def _importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def _import(path: str) -> Any:

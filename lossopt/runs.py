@@ -20,11 +20,11 @@ from lossopt import config as configuration
 from lossopt.callbacks import evaluate_table
 from lossopt.checkpoints import CONFIG_KEY, DurableCheckpointIO
 from lossopt.data.dataset import LabelledImages
-from lossopt.data.module import RetrievalData
+from lossopt.data.module import RetrievalData, to_float
 from lossopt.data.omniglot import Omniglot, one_shot_runs
 from lossopt.errors import ConfigError
 from lossopt.modules.embedding import EmbeddingNetwork
-from lossopt.retrieval.embeddings import embed, in_batches
+from lossopt.retrieval.embeddings import embed
 from lossopt.retrieval.evaluation import RetrievalResult
 from lossopt.retrieval.index import Distance
 from lossopt.retrieval.oneshot import OneShotResult, draw_runs, score_runs
@@ -78,7 +78,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise ConfigError(f"There is no {CONFIG} in {folder}, so it is not the folder of a run.")
+        raise ConfigError(f"There is no {CONFIG} in {folder}: give the folder of a run, such as runs/NAME/TIME-HASH.")
     config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return config
 
@@ -94,8 +94,8 @@ def _check_same(config: dict[str, Any], earlier: dict[str, Any]) -> None:
         if now.get(key) != then.get(key) and key not in _WHERE_ONLY
     ]
     raise ConfigError(
-        "A run can only be resumed under its own configuration. Different: " + "; ".join(differing[:10]) + ". Give "
-        "`--resume RUN` without --config to use the run's own, or start a new run."
+        "A run can only be resumed under its own configuration. Different: " + "; ".join(differing[:10]) + ". "
+        "Give `--resume RUN` alone to go on with the run's own, or start a new run."
     )
 
 
@@ -176,7 +176,7 @@ def evaluate_split(
     """Embeds "train", "validation" or "test" and searches it. Returns the result, the table and the embeddings."""
     table: LabelledImages = getattr(data.splits, split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batches = (batch.images for batch in data.pass_over(table))
+    batches = (to_float(batch.images) for batch in data.pass_over(table))
     embeddings = embed(model.to(device), batches, len(table), device, f"embedding {split}")
     return evaluate_table(embeddings, table, ks, distance), table, embeddings
 
@@ -199,11 +199,13 @@ def one_shot(run: LoadedRun, drawn: int = 1_000, seed: int = 0) -> tuple[OneShot
     official = []
     for task in one_shot_runs(source.root, source.image_size):
         both = torch.cat([task.query, task.support])
-        vectors = embed(model.to(device), [both], len(both), device)
+        vectors = embed(model.to(device), [to_float(both)], len(both), device)
         official.append((vectors[: len(task.query)], vectors[len(task.query) :], task.answers.numpy()))
     table = run.data.splits.test
-    vectors = embed(model.to(device), in_batches(table.pixels.read, len(table)), len(table), device, "embedding test")
-    assert table.groups is not None
+    batches = (to_float(batch.images) for batch in run.data.pass_over(table))
+    vectors = embed(model.to(device), batches, len(table), device, "embedding test")
+    if table.groups is None:
+        raise ConfigError("One-shot runs are drawn within alphabets, but this Omniglot has no groups.")
     runs = draw_runs(vectors, table.labels.numpy(), table.groups.numpy(), drawn, seed=seed)
     return score_runs(official), score_runs(runs)
 

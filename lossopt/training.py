@@ -4,7 +4,7 @@ import ctypes
 import json
 import logging
 import platform
-import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +17,6 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import TQDMProgressBar
 
 from lossopt import config as configuration
 from lossopt.callbacks import FiniteGuard, RetrievalAtValidation, TrainingHealth
@@ -29,10 +28,9 @@ from lossopt.checkpoints import (
     newest_good_checkpoint,
     read_manifest,
 )
-from lossopt.data.module import RetrievalData
-from lossopt.durable import run_lock, write_whole
+from lossopt.durable import run_lock, write_text
 from lossopt.errors import ConfigError, DataError
-from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.preflight import check_data, check_settings, trainer_settings
 from lossopt.report.run import write_run_report
 from lossopt.retrieval.text import as_line
 from lossopt.runs import (
@@ -65,44 +63,22 @@ def train(namespace: Namespace, resume: str | None = None, say: Callable[[str], 
     with _quiet_lightning():
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         made = configuration.instantiate(namespace)
-        _check_together(made)
+        check_settings(made)
         made.data.seed = config["seed"] if made.data.seed is None else made.data.seed
         made.data.setup("fit")
+        check_data(made)
+        if made.trainer.fast_dev_run:
+            return _trial(made, config, say)
         folder, again = run_folder(config, resume)
         with run_lock(folder):
             if again and (folder / RESULTS).is_file():
                 say(f"This run is finished already: {folder}")
                 return result_of(folder)
             say(made.data.describe())
-            if not again:
-                (folder / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-                (folder / "environment.txt").write_text(environment(), encoding="utf-8")
+            for name, text in ((CONFIG, yaml.safe_dump(config, sort_keys=False)), ("environment.txt", environment())):
+                if not (folder / name).is_file():
+                    write_text(folder / name, text)
             return _fit(made, config, folder, newest_good_checkpoint(folder) if again else None, say)
-
-
-def _check_together(made: Namespace) -> None:
-    """What the model asks of the data and of the trainer, before any of it is used."""
-    model, data = made.model, made.data
-    if not isinstance(model, EmbeddingNetwork) or not isinstance(data, RetrievalData):
-        raise ConfigError(
-            f"`lossopt train` trains a SiameseNetwork or a TripletNetwork on RetrievalData; got {type(model).__name__} "
-            f"on {type(data).__name__}."
-        )
-    if data.images_per_class < 2 and model.needs_positives:
-        raise ConfigError(
-            f"images_per_class is {data.images_per_class}, but {type(model.loss_fn).__name__} needs positives: two or "
-            "more images of a class in a batch. Set data.init_args.images_per_class to 2 or more."
-        )
-    try:
-        groups = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups
-    except ValueError as refused:
-        raise ConfigError(f"The optimiser refuses its arguments: {refused}.") from refused
-    for group in groups:
-        if not 0 < group["lr"] < float("inf"):
-            raise ConfigError(f"The learning rate is {group['lr']}; it must be a positive number.")
-    epochs = made.trainer.max_epochs
-    if epochs is not None and epochs < 1 and epochs != -1:
-        raise ConfigError(f"trainer.max_epochs is {epochs}; it must be 1 or more, or -1 with another limit.")
 
 
 def _fit(
@@ -124,6 +100,12 @@ def _fit(
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not trainer.global_step:
             raise DataError("Training made no step: no training batch was used. Look at the trainer.limit_* settings.")
+        if checkpoints.best_path is None:
+            raise ConfigError(
+                f"Training ended without a finite {made.checkpoint.monitor} at the end of any epoch, so there is no "
+                f"best checkpoint. The newest is in {folder / FOLDER}. Let epochs end with a validation "
+                "(batches_per_epoch, trainer.check_val_every_n_epoch, trainer.max_steps)."
+            )
         return _measure(made, folder, trainer, health, time.perf_counter() - began, say)
     except BaseException:
         finish(trainer.loggers, {}, exit_code=1)
@@ -164,9 +146,20 @@ def _measure(
             logger.log_metrics(result.test, step=trainer.global_step)
         say(f"report     {write_run_report(folder, found, table, made.data.splits)}")
     finish(trainer.loggers, {**result.validation, **result.test})
-    content = json.dumps(result.as_json(), indent=2).encode()
-    write_whole(folder / RESULTS, lambda file: file.write(content))
+    write_text(folder / RESULTS, json.dumps(result.as_json(), indent=2))
     return result
+
+
+def _trial(made: Namespace, config: dict[str, Any], say: Callable[[str], None]) -> RunResult:
+    """`trainer.fast_dev_run`: a few batches through everything; nothing is kept."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        health, retrieval = TrainingHealth(), RetrievalAtValidation(made.retrieval.ks, made.retrieval.distance)
+        trainer = _trainer(made, config, folder, [retrieval, health, FiniteGuard(folder)])
+        trainer.fit(made.model, datamodule=made.data)
+        finish(trainer.loggers, {})
+    say("A trial of a few batches went through; nothing was kept.")
+    return RunResult(folder, folder, 0, {}, {}, {}, health.images, 0.0, [])
 
 
 def _retrieval_only(row: dict[str, Any]) -> dict[str, float]:
@@ -174,25 +167,13 @@ def _retrieval_only(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _trainer(made: Namespace, config: dict[str, Any], folder: Path, watching: list[pl.Callback]) -> pl.Trainer:
-    settings = made.trainer.as_dict() if isinstance(made.trainer, Namespace) else dict(made.trainer)
-    if settings.get("enable_progress_bar") is None:
-        settings["enable_progress_bar"] = sys.stderr.isatty()  # a bar that is written to a file slows training down
-    given = settings.pop("callbacks", None) or []
-    given = given if isinstance(given, list) else [given]
-    if settings["enable_progress_bar"] and not any(isinstance(one, TQDMProgressBar) for one in given):
-        given = [*given, TQDMProgressBar(refresh_rate=10)]
-    plugins = settings.pop("plugins", None) or []
-    settings["enable_model_summary"] = bool(settings.get("enable_model_summary"))
+    settings = trainer_settings(made)
+    settings["callbacks"] = [*watching[:-1], *settings["callbacks"], watching[-1]]
+    settings["plugins"].append(DurableCheckpointIO())
+    group = f"{config['name']}-{config_hash(config, without=('seed',))}"
     return pl.Trainer(
         **settings,
-        logger=loggers(
-            folder,
-            name=f"{config['name']}-seed{config['seed']}",
-            group=f"{config['name']}-{config_hash(config, without=('seed',))}",
-            config=config,
-        ),
-        callbacks=[*watching[:-1], *given, watching[-1]],
-        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), DurableCheckpointIO()],
+        logger=loggers(folder, name=f"{config['name']}-seed{config['seed']}", group=group, config=config),
         default_root_dir=folder,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,

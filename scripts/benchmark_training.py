@@ -74,7 +74,7 @@ def plain_loop(steps: int, seed: int, tricks: bool) -> tuple[float, float]:
         schedule.step()
     speed = (steps - WARM_UP) * len(batch.labels) / (time.perf_counter() - began)
     table = data.splits.validation
-    found = evaluate_table(embed(encoder, (b.images for b in data.pass_over(table)), len(table)), table)
+    found = evaluate_table(embed(encoder, (to_float(b.images) for b in data.pass_over(table)), len(table)), table)
     return speed, found.metrics["recall@1"]
 
 

@@ -39,7 +39,7 @@ FENCES = {
     "matplotlib": {"report/", "lab/"},
     "pytorch_lightning": {
         *("data/module.py", "modules/", "callbacks.py", "checkpoints.py", "durable.py", "tracking/"),
-        *("config.py", "training.py"),
+        *("config.py", "preflight.py", "training.py"),
     },
 }
 

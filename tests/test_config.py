@@ -1,5 +1,6 @@
 """What a configuration may say, and the words in which a wrong one is answered: the nearest name, before any work."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def refusal(*words):
         ([f"{DATA}.source", "Digit"], "Did you mean lossopt.data.Digits?"),
         ([f"{DATA}.source", "nosuch.Thing"], "There is no module 'nosuch'"),
         (["--config", "nosuch.yaml"], "File does not exist"),
+        (["--trainer.callbacks", "EarlyStoping"], "pytorch_lightning.callbacks.EarlyStopping"),
+        (["--trainer.overfit_batches", "2"], "Unknown key 'trainer.overfit_batches'"),
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_nearest_one(words, answer):
@@ -88,6 +91,28 @@ def test_the_resolved_configuration_is_complete_and_parses_to_itself():
     config = resolved(parse(QUICK))
     assert config["model"]["init_args"]["encoder"]["init_args"]["pooling"] == "average"
     assert resolved(parse(config=config)) == config
+
+
+def test_every_loss_and_miner_of_pytorch_metric_learning_is_understood():
+    from pytorch_metric_learning import losses, miners
+
+    mandatory = {"num_classes": 20, "embedding_size": 32, "l": 2}
+    for place, module, bases in (("loss_fn", losses, "Base"), ("miner", miners, "Base")):
+        for name, thing in vars(module).items():
+            if not isinstance(thing, type) or name.startswith(bases) or name.endswith(("Wrapper", "Mixin", "Memory")):
+                continue
+            if name in {
+                "GenericPairLoss",
+                "MultipleLosses",
+                "SelfSupervisedLoss",
+                "EmbeddingsAlreadyPackagedAsTriplets",
+            }:
+                continue
+            words = [f"{MODEL}.{place}", f"{module.__name__}.{name}"]
+            needed = inspect.signature(thing.__init__).parameters
+            for argument in mandatory.keys() & needed.keys():
+                words += [f"{MODEL}.{place}.{argument}", str(mandatory[argument])]
+            parse([*QUICK, *words])
 
 
 @pytest.mark.parametrize(

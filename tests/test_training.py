@@ -74,7 +74,7 @@ def test_a_run_leaves_everything_in_its_folder_and_wandb_offline_says_the_same(m
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     results = json.loads((folder / "results.json").read_text())
     assert results["untrained"]["val/map@r"] == rows[0]["val/map@r"]
-    assert results["validation"]["val/map@r"] == max(row["val/map@r"] for row in rows[1:])
+    assert results["validation"]["val/map@r"] == pytest.approx(max(row["val/map@r"] for row in rows[1:]))
     assert (
         results["images"]
         == 2
@@ -199,10 +199,20 @@ def test_evaluate_finds_what_training_reported(capsys):
         ([f"{MODEL}.optimizer.init_args.lr", "0"], "The learning rate is 0.0; it must be a positive number", 2),
         (["--trainer.max_epochs", "-5"], "trainer.max_epochs is -5", 2),
         (["--checkpoint.monitor", "val/recall@one"], "val/recall@one", 2),
-        (["--trainer.limit_train_batches", "0"], "Training made no step", 3),
+        (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches is 0", 2),
         (["--output", "/proc/nowhere"], "Choose another --output", 2),
         ([f"{DATA}.source", "lossopt.data.Folder", f"{DATA}.source.init_args.path", "nowhere"], "nowhere", 3),
-        (["--retrieval.ks", "[1,5000]"], "recall@5000 was asked for", 5),
+        (["--retrieval.ks", "[1,5000]"], "Set --retrieval.ks to [1]", 2),
+        (["--retrieval.ks", "[]"], "retrieval.ks is []", 2),
+        (["--retrieval.ks", "[0]"], "retrieval.ks is [0]", 2),
+        (["--checkpoint.monitor", "train/loss"], "a validation logs val/recall@1", 2),
+        (["--trainer.limit_val_batches", "0"], "trainer.limit_val_batches is 0", 2),
+        (["--trainer.accelerator", "gp"], "The trainer refuses its settings", 2),
+        (["--trainer.devices", "0"], "The trainer refuses its settings", 2),
+        (["--trainer.max_steps", "2"], "no best checkpoint", 2),
+        (["--seed", "-1"], "seed", 2),
+        ([f"{DATA}.workers", "-1"], "data.init_args.workers is -1", 2),
+        ([f"{DATA}.batches_per_epoch", "0"], "batches_per_epoch is 0", 2),
     ],
 )
 def test_what_cannot_work_is_refused_without_a_traceback(words, message, code, capsys):
@@ -258,6 +268,54 @@ def test_a_miner_that_often_finds_nothing_is_flagged(capsys):
     )
     train(f"{MODEL}.miner", "{class_path: sleepy.SleepyMiner}")
     assert "33% of the steps had nothing to compare (4 of 12)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])
+def test_every_precision_trains_and_reports_what_evaluate_finds(precision, capsys):
+    folder = train("--trainer.precision", precision)
+    assert (folder / "results.json").is_file()
+
+
+def test_validation_every_other_epoch_reports_the_figures_of_the_weights_it_keeps(capsys):
+    folder = train("--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["epoch"] == 2
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--split", "validation"]) == 0
+    assert f"map@r     {100 * results['validation']['val/map@r']:6.2f} %" in capsys.readouterr().out
+
+
+def test_one_validation_batch_is_one_batch():
+    folder = train(f"{DATA}.evaluation_batch_size", "50", "--trainer.limit_val_batches", "1")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["limit_val_batches"] == 1
+    whole = train(f"{DATA}.evaluation_batch_size", "50")
+    assert validations(folder)[0]["val/map@r"] != validations(whole)[0]["val/map@r"]
+
+
+def test_a_trial_of_a_few_batches_keeps_nothing(capsys):
+    assert train("--trainer.fast_dev_run", "true") is None
+    assert "nothing was kept" in capsys.readouterr().out
+
+
+def test_losses_with_class_weights_train_and_must_have_room_for_the_classes(capsys):
+    loss = ["--model", "lossopt.modules.SiameseNetwork", f"{MODEL}.miner", "null", f"{MODEL}.loss_fn"]
+    loss += ["pytorch_metric_learning.losses.ProxyAnchorLoss", f"{MODEL}.loss_fn.embedding_size", "32"]
+    folder = train(*loss, f"{MODEL}.loss_fn.num_classes", "20", f"{DATA}.images_per_class", "1")
+    assert weights(folder)["loss_fn.proxies"].shape == (20, 32)
+    train(*loss, f"{MODEL}.loss_fn.num_classes", "5", expect=2)
+    assert "num_classes 5, but the training data has 20 classes" in capsys.readouterr().err
+
+
+def test_evaluate_takes_the_runs_own_settings_and_refuses_unknown_words(capsys):
+    folder = train("--retrieval.ks", "[1,3]", "--retrieval.distance", "cosine")
+    capsys.readouterr()
+    assert main(["evaluate", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "recall@3" in said and "recall@2" not in said and "cosine distance" in said
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(folder), "--splitt", "test"])
+    assert "unknown argument --splitt" in capsys.readouterr().err
+    assert main(["report", str(folder / "checkpoints" / "best.ckpt")]) == 2
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

@@ -268,7 +268,7 @@ class Splits:
             if both:
                 raise DataError(
                     f"The split is said to be disjoint by class, but {len(both)} classes are in both train and {name}: "
-                    f"{', '.join(both[:10])}. Move each to one side, or state a closed-set split."
+                    f"{', '.join(both[:10])}. Move each to one side, or set class_disjoint: false."
                 )
 
 

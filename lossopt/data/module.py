@@ -52,6 +52,13 @@ class RetrievalData(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        for name, given, least in (
+            ("batches_per_epoch", batches_per_epoch, 1),
+            ("evaluation_batch_size", evaluation_batch_size, 1),
+            ("workers", workers, 0),
+        ):
+            if given is not None and given < least:
+                raise ValueError(f"data.init_args.{name} is {given}; it must be {least} or more.")
         self.source, self.augment, self.seed = source, augment or [], seed
         self.classes_per_batch, self.images_per_class = classes_per_batch, images_per_class
         self.batches_per_epoch, self.rotations_as_classes = batches_per_epoch, rotations_as_classes

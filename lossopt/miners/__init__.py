@@ -1,6 +1,5 @@
 """Which pairs or triplets are compared; each class follows the field's call `miner(embeddings, labels)`."""
 
-from lossopt.miners.agreement import check_agreement, needs_positives, tuples_of
 from lossopt.miners.in_batch import (
     BatchHardMiner,
     EasyPositiveMiner,
@@ -20,7 +19,4 @@ __all__ = [
     "RandomTripletMiner",
     "SemiHardMiner",
     "Triplets",
-    "check_agreement",
-    "needs_positives",
-    "tuples_of",
 ]

@@ -61,7 +61,7 @@ class EmbeddingNetwork(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, c, h, w) float in [0, 1]. Returns (b, d) float32."""
-        return self.encoder(images.contiguous(memory_format=self.layout)).float()
+        return self.encoder(images.to(self.dtype, memory_format=self.layout)).float()
 
     @property
     def needs_positives(self) -> bool:
@@ -94,5 +94,5 @@ class EmbeddingNetwork(LightningModule):
         per_step = isinstance(scheduler, WarmupDecay | OneCycleLR | CyclicLR)
         settings = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
-            settings["monitor"] = "val/map@r"
+            settings["monitor"] = getattr(scheduler, "monitor", "val/map@r")
         return {"optimizer": optimizer, "lr_scheduler": settings}

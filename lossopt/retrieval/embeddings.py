@@ -1,6 +1,6 @@
 """Images to vectors with a trained network, in the table's own order."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def embed(
 
     Args:
         network: (b, c, h, w) float images in [0, 1] to (b, d); put into evaluation mode meanwhile.
-        batches: (b, c, h, w) images, uint8 or float in [0, 1], n in all.
+        batches: (b, c, h, w) float images in [0, 1], n in all.
         n: images in all.
         device: where the network is.
         title: of the progress bar, which shows after a second and only in a terminal.
@@ -30,7 +30,7 @@ def embed(
     done = 0
     with tqdm(total=n, desc=title, unit="image", delay=1, disable=None, leave=False) as bar:
         for images in batches:
-            found = network(as_float(images.to(device))).float().cpu().numpy()
+            found = network(images.to(device)).float().cpu().numpy()
             if vectors is None:
                 vectors = np.empty((n, found.shape[1]), dtype=np.float32)
             vectors[done : done + len(found)] = found
@@ -38,14 +38,3 @@ def embed(
             bar.update(len(found))
     network.train(was_training)
     return np.empty((0, 0), dtype=np.float32) if vectors is None else vectors[:done]
-
-
-def in_batches(read: Callable[[Tensor], Tensor], n: int, size: int = 512) -> Iterable[Tensor]:
-    """Rows 0..n-1 of `read`, in batches of `size`."""
-    for start in range(0, n, size):
-        yield read(torch.arange(start, min(start + size, n)))
-
-
-def as_float(images: Tensor) -> Tensor:
-    """uint8 images in 0..255 to float32 in [0, 1]; float images as they are."""
-    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images

@@ -83,12 +83,16 @@ def evaluate_retrieval(
 
     Raises:
         EvaluationError: NaN or infinite rows (named), an empty gallery, no query with a relevant item, a k too large.
+        ValueError: arguments of the wrong shape or kind.
     """
-    n = len(embeddings)
-    is_query = np.ones(n, dtype=bool) if query is None else query.astype(bool)
-    is_gallery = np.ones(n, dtype=bool) if gallery is None else gallery.astype(bool)
-    labels = np.unique(labels, return_inverse=True)[1].reshape(-1) if n else labels
-    _refuse(embeddings, is_query, is_gallery)
+    if distance not in ("euclidean", "cosine"):
+        raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}.")
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be one or more whole numbers of at least 1, got {tuple(ks)}.")
+    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
+    is_query, is_gallery = _mask("query", query, len(embeddings)), _mask("gallery", gallery, len(embeddings))
+    _refuse(embeddings, labels, is_query, is_gallery)
+    labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
     query_rows, gallery_rows = np.flatnonzero(is_query), np.flatnonzero(is_gallery)
     per_class = np.bincount(labels[gallery_rows], minlength=int(labels.max()) + 1)
     r = per_class[labels[query_rows]] - is_gallery[query_rows]
@@ -122,7 +126,21 @@ def evaluate_retrieval(
     )
 
 
-def _refuse(embeddings: np.ndarray, is_query: np.ndarray, is_gallery: np.ndarray) -> None:
+def _mask(name: str, column: np.ndarray | None, n: int) -> np.ndarray:
+    if column is None:
+        return np.ones(n, dtype=bool)
+    column = np.asarray(column)
+    if column.dtype != bool or column.shape != (n,):
+        raise ValueError(
+            f"{name} must be ({n},) booleans, one per row, got {column.dtype} of shape {column.shape}. "
+            "From row numbers: mask = np.zeros(n, bool); mask[rows] = True."
+        )
+    return column
+
+
+def _refuse(embeddings: np.ndarray, labels: np.ndarray, is_query: np.ndarray, is_gallery: np.ndarray) -> None:
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"One label per embedding: got {labels.shape} labels for {embeddings.shape} embeddings.")
     if embeddings.ndim != 2 or not embeddings.shape[1]:
         raise EvaluationError(f"Embeddings must be an (n, d) array, got shape {embeddings.shape}.")
     if not is_query.any() or not is_gallery.any():

@@ -10,7 +10,7 @@ from pytorch_metric_learning import miners as pml_miners
 
 from lossopt import losses, miners
 from lossopt.errors import ConfigError
-from lossopt.miners import check_agreement, needs_positives, tuples_of
+from lossopt.miners.agreement import check_agreement, needs_positives, tuples_of
 
 PML_MINERS = {
     "AngularMiner": "triplets",

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from lossopt.errors import EvaluationError
@@ -81,8 +82,6 @@ def test_agrees_with_pytorch_metric_learning_where_that_is_right(distance):
     if distance == "cosine":
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = ("precision_at_1", "mean_average_precision_at_r")
-    import torch
-
     peer = AccuracyCalculator(include=names, k="max_bin_count").get_accuracy(
         torch.from_numpy(vectors), torch.from_numpy(labels)
     )
@@ -154,6 +153,28 @@ def test_what_has_no_answer_is_refused():
         evaluate_retrieval(vectors, labels, ks=(50,))
     with pytest.raises(EvaluationError, match="0 queries"):
         evaluate_retrieval(np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.int64))
+
+
+def test_arguments_of_the_wrong_kind_are_refused():
+    vectors, labels = clustered(50, 5, 4)
+    for changes, message in (
+        ({"ks": (0,)}, "at least 1"),
+        ({"ks": ()}, "one or more"),
+        ({"distance": "cos"}, "'euclidean' or 'cosine', got 'cos'"),
+        ({"query": np.arange(10)}, r"query must be \(50,\) booleans, one per row, got int64"),
+        ({"gallery": np.ones(49, dtype=bool)}, r"gallery must be \(50,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_retrieval(vectors, labels, **changes)
+    with pytest.raises(ValueError, match="One label per embedding"):
+        evaluate_retrieval(vectors, labels[:-1])
+
+
+def test_tensors_and_lists_are_taken_as_arrays():
+    vectors, labels = clustered(50, 5, 4)
+    expected = evaluate_retrieval(vectors, labels).metrics
+    assert evaluate_retrieval(torch.from_numpy(vectors), torch.from_numpy(labels)).metrics == expected
+    assert evaluate_retrieval(vectors.tolist(), labels.tolist()).metrics == pytest.approx(expected, abs=1e-3)
 
 
 def test_lone_queries_are_counted_and_both_means_given():

@@ -1,0 +1,119 @@
+"""What must hold before any work starts: each check names the key, what was given, what is allowed, what to do next."""
+
+import sys
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from lossopt.data.dataset import LabelledImages
+from lossopt.data.module import RetrievalData
+from lossopt.errors import ConfigError
+from lossopt.modules.embedding import EmbeddingNetwork
+
+
+def check_settings(made: Namespace) -> None:
+    """What the parts of a configuration ask of each other; reads no data.
+
+    Args:
+        made: the instantiated configuration.
+
+    Raises:
+        ConfigError: they cannot work together.
+    """
+    model, data = made.model, made.data
+    if not isinstance(model, EmbeddingNetwork) or not isinstance(data, RetrievalData):
+        raise ConfigError(
+            f"`lossopt train` trains a SiameseNetwork or a TripletNetwork on RetrievalData; got {type(model).__name__} "
+            f"on {type(data).__name__}."
+        )
+    if data.images_per_class < 2 and model.needs_positives:
+        raise ConfigError(
+            f"images_per_class is {data.images_per_class}, but {type(model.loss_fn).__name__} needs positives: two or "
+            "more images of a class in a batch. Set data.init_args.images_per_class to 2 or more."
+        )
+    _check_optimizer(model)
+    _check_retrieval(made)
+    _check_trainer(made)
+
+
+def _check_optimizer(model: EmbeddingNetwork) -> None:
+    try:
+        groups = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups
+    except ValueError as refused:
+        raise ConfigError(f"The optimiser refuses its arguments: {refused}.") from refused
+    for group in groups:
+        if not 0 < group["lr"] < float("inf"):
+            raise ConfigError(f"The learning rate is {group['lr']}; it must be a positive number.")
+
+
+def _check_retrieval(made: Namespace) -> None:
+    ks, monitor = made.retrieval.ks, made.checkpoint.monitor
+    if not ks or min(ks) < 1:
+        raise ConfigError(f"retrieval.ks is {ks}; give one or more whole numbers of at least 1.")
+    logged = [*(f"val/recall@{k}" for k in ks), "val/map@r", "val/effective_rank", "val/spread"]
+    if monitor not in logged:
+        raise ConfigError(f"checkpoint.monitor is {monitor!r}; a validation logs {', '.join(logged)}.")
+
+
+def _check_trainer(made: Namespace) -> None:
+    settings = made.trainer
+    if settings.max_epochs is not None and settings.max_epochs < 1 and settings.max_epochs != -1:
+        raise ConfigError(
+            f"trainer.max_epochs is {settings.max_epochs}; it must be 1 or more, or -1 for another limit."
+        )
+    for name in ("limit_train_batches", "limit_val_batches"):
+        if getattr(settings, name) == 0:
+            raise ConfigError(f"trainer.{name} is 0; a run needs batches to train on and images to validate on.")
+    try:
+        pl.Trainer(**trainer_settings(made), logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as refused:
+        raise ConfigError(f"The trainer refuses its settings: {' '.join(str(refused).split())}") from refused
+
+
+def trainer_settings(made: Namespace) -> dict[str, Any]:
+    """The `trainer` section as Lightning's arguments; the progress bar shows in a terminal only, and not too often."""
+    settings: dict[str, Any] = dict(vars(made.trainer))
+    callbacks, plugins = settings.get("callbacks") or [], settings.get("plugins") or []
+    settings["callbacks"] = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+    settings["plugins"] = list(plugins) if isinstance(plugins, list) else [plugins]
+    if settings.get("enable_progress_bar") is None:  # a bar that is written to a file slows training down
+        settings["enable_progress_bar"] = sys.stderr.isatty()
+    if settings["enable_progress_bar"] and not any(isinstance(one, ProgressBar) for one in settings["callbacks"]):
+        settings["callbacks"].append(TQDMProgressBar(refresh_rate=10))
+    settings["enable_model_summary"] = bool(settings.get("enable_model_summary"))
+    return settings
+
+
+def check_data(made: Namespace) -> None:
+    """What the configuration asks of the data, once they are read.
+
+    Raises:
+        ConfigError: a loss with fewer classes than there are; a recall@k of more items than a query can find.
+    """
+    classes = len(made.data.training_table().class_names)
+    room = getattr(made.model.loss_fn, "num_classes", None)
+    if isinstance(room, int) and room < classes:
+        raise ConfigError(
+            f"{type(made.model.loss_fn).__name__} has num_classes {room}, but the training data has {classes} classes. "
+            f"Set model.init_args.loss_fn.init_args.num_classes to {classes}."
+        )
+    for name in ("validation", "test"):
+        most = _candidates(getattr(made.data.splits, name))
+        if max(made.retrieval.ks) > most:
+            fitting = [k for k in made.retrieval.ks if k <= most]
+            raise ConfigError(
+                f"retrieval.ks asks for recall@{max(made.retrieval.ks)}, but a query of the {name} split has {most} "
+                f"items to find. Set --retrieval.ks to {fitting or [1]}."
+            )
+
+
+def _candidates(table: LabelledImages) -> int:
+    """How many items a query can find: the gallery without itself."""
+    everyone = torch.ones(len(table), dtype=torch.bool)
+    query = everyone if table.query is None else table.query
+    gallery = everyone if table.gallery is None else table.gallery
+    return int(gallery.sum()) - int((query & gallery).any())
