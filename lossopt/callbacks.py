@@ -212,7 +212,8 @@ class FiniteGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Raises NonFiniteError instead of letting the step happen."""
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        groups = optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
         record = _network(pl_module).last_step
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None

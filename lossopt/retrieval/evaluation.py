@@ -14,6 +14,7 @@ from lossopt.retrieval.index import Distance, NeighbourIndex, unit_length
 from lossopt.retrieval.metrics import map_at_r, recall_at_k, tie_groups
 
 KS = (1, 2, 4, 8)
+_LONG_LIST = 512
 _LIST_CELLS = 2**21  # queries are taken in chunks of this many (query, neighbour) cells: bounds the memory
 
 
@@ -162,7 +163,11 @@ class _Lists:
 
 
 class _Search:
-    """FAISS lists, re-ranked in float64 and long enough to hold every tie at a cut."""
+    """FAISS lists, re-ranked in float64 and long enough to hold every tie at a cut.
+
+    Where a query has hundreds of relevant items, its list comes from one float64 matrix product instead: FAISS is slow
+    at long lists. Either way the order is that of float64 distances, and equal vectors are equally far.
+    """
 
     def __init__(
         self, embeddings: np.ndarray, labels: np.ndarray, gallery_rows: np.ndarray, distance: Distance
@@ -200,20 +205,49 @@ class _Search:
         return needed + 1 + 8 + needed // 20  # itself, and slack so that ties and rounding at the cut are inside
 
     def _chunk(self, queries: np.ndarray, r: np.ndarray, ks: tuple[int, ...], part: np.ndarray, result: _Lists) -> None:
-        needed = max(*ks, 10, int(r.max()))
-        found = self.index.search(self.vectors[queries], self._list_length(int(r.max()), ks))
-        rows = self.gallery_rows[found.rows]
-        exact = self._exact(queries, rows)
-        complete = found.rows.shape[1] == len(self.gallery)
-        cut = np.sort(exact, axis=1)[:, min(needed, exact.shape[1] - 1)]
-        safe = np.full(len(queries), complete) | (cut < found.distances[:, -1].astype(np.float64) ** 2 - self.error)
+        needed, length = max(*ks, 10, int(r.max())), self._list_length(int(r.max()), ks)
+        step = max(1, _LIST_CELLS // len(self.gallery))
+        if length > _LONG_LIST and len(queries) > step:
+            for some in np.split(np.arange(len(queries)), range(step, len(queries), step)):
+                self._chunk(queries[some], r[some], ks, part[some], result)
+            return
+        if length > _LONG_LIST:
+            rows, exact, last = self._by_product(queries, length)
+        else:
+            found = self.index.search(self.vectors[queries], length)
+            rows = self.gallery_rows[found.rows]
+            exact, last = self._exact(queries, rows), found.distances[:, -1].astype(np.float64) ** 2 - self.error
+        cut = np.partition(exact, min(needed, exact.shape[1] - 1), axis=1)[:, min(needed, exact.shape[1] - 1)]
+        safe = np.full(len(queries), exact.shape[1] == len(self.gallery)) | (cut < last)
         self._score(queries[safe], rows[safe], exact[safe], r[safe], ks, part[safe], result)
         unsafe = np.flatnonzero(~safe)
-        step = max(1, _LIST_CELLS // len(self.gallery))
         for begin in range(0, len(unsafe), step):
             some = unsafe[begin : begin + step]
             everyone = np.broadcast_to(self.gallery_rows, (len(some), len(self.gallery_rows)))
             self._score(queries[some], everyone, self._exact(queries[some], everyone), r[some], ks, part[some], result)
+
+    def _by_product(self, queries: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, squared distances and a bound below everything left out; near-ties are settled as in `_exact`."""
+        asked = self.vectors[queries]
+        squares = (asked**2).sum(axis=1)[:, None] + (self.gallery**2).sum(axis=1)
+        product = squares - 2 * asked @ self.gallery.T
+        product[queries[:, None] == self.gallery_rows] = np.inf  # itself, by row number
+        length = min(length, product.shape[1])
+        kept = np.argpartition(product, length - 1, axis=1)[:, :length]
+        exact = np.take_along_axis(product, kept, axis=1)
+        order = np.argsort(exact, axis=1)
+        kept, exact = np.take_along_axis(kept, order, axis=1), np.take_along_axis(exact, order, axis=1)
+        doubt = 1e-11 * float(squares.max())  # hundreds of times what a float64 product can be wrong by
+        last = exact[:, -1] - doubt
+        close = np.diff(exact, axis=1) <= doubt
+        unsettled = np.zeros(exact.shape, dtype=bool)
+        unsettled[:, 1:] |= close
+        unsettled[:, :-1] |= close
+        rows = self.gallery_rows[kept]
+        for one in np.flatnonzero(unsettled.any(axis=1)):
+            settled = self._exact(queries[one : one + 1], rows[one : one + 1, unsettled[one]])
+            exact[one, unsettled[one]] = settled[0]
+        return rows, exact, last
 
     def _exact(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(q, m) squared Euclidean distances in float64; equal vectors give equal distances to the last bit."""

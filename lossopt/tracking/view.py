@@ -149,7 +149,8 @@ def _start_wandb(
         dir=str(folder),
         mode=mode,
         reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off", x_transaction_log_flush_interval=1.0),
+        # no system statistics: on few cores their sampling slows the training that they watch
+        settings=wandb.Settings(silent=True, console="off", x_transaction_log_flush_interval=1.0, x_disable_stats=True),
     )
     if not Path(run.dir).resolve().is_relative_to(folder.resolve()):
         warnings.warn(f"W&B could not write into {folder} and went to {run.dir}.", stacklevel=3)

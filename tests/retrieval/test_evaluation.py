@@ -47,8 +47,10 @@ def untidy(seed):
     return vectors, labels, query, gallery
 
 
+@pytest.mark.parametrize("long_list", [512, 0], ids=["faiss", "product"])
 @pytest.mark.parametrize("seed", range(60))
-def test_equal_to_the_definition_on_untidy_input(seed):
+def test_equal_to_the_definition_on_untidy_input(seed, long_list, monkeypatch):
+    monkeypatch.setattr("lossopt.retrieval.evaluation._LONG_LIST", long_list)
     vectors, labels, query, gallery = untidy(seed)
     expected = by_definition(vectors, labels, query, gallery, (1, 2, 3))
     if not len(expected["map@r"]):
@@ -88,6 +90,25 @@ def test_agrees_with_pytorch_metric_learning_where_that_is_right(distance):
     found = evaluate_retrieval(vectors, labels, distance=distance)
     assert found.metrics["recall@1"] == pytest.approx(peer["precision_at_1"], abs=1e-6)
     assert found.metrics["map@r"] == pytest.approx(peer["mean_average_precision_at_r"], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["spread", "quantised", "duplicates", "split"])
+def test_long_lists_by_one_product_agree_with_short_ones_by_faiss(kind, monkeypatch):
+    vectors, labels = clustered(300, 6, 4)
+    query = gallery = None
+    if kind == "quantised":
+        vectors = np.round(vectors)
+    if kind == "duplicates":
+        vectors = np.repeat(vectors[::3], 3, axis=0)
+    if kind == "split":
+        query = np.arange(300) % 5 == 0
+        gallery = np.arange(300) % 5 != 1
+    by_faiss = evaluate_retrieval(vectors, labels, query, gallery)
+    monkeypatch.setattr("lossopt.retrieval.evaluation._LONG_LIST", 20)
+    monkeypatch.setattr("lossopt.retrieval.evaluation._LIST_CELLS", 2_000)
+    by_product = evaluate_retrieval(vectors, labels, query, gallery)
+    for name, values in by_faiss.per_query.items():
+        np.testing.assert_allclose(by_product.per_query[name], values, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["spread", "constant", "quantised"])
