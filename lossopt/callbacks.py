@@ -1,13 +1,14 @@
 """What watches a run: retrieval at every validation, the health of each step, and the guard in front of the weights."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
 
 from lossopt.data.dataset import Batch, LabelledImages
@@ -15,6 +16,7 @@ from lossopt.errors import DataError, NonFiniteError
 from lossopt.modules.embedding import EmbeddingNetwork
 from lossopt.retrieval.evaluation import KS, RetrievalResult, evaluate_retrieval
 from lossopt.retrieval.index import Distance
+from lossopt.retrieval.text import as_line
 
 
 class RetrievalAtValidation(Callback):
@@ -23,12 +25,18 @@ class RetrievalAtValidation(Callback):
     Args:
         ks: cut-offs of recall@k.
         distance: "euclidean" or "cosine".
+        say: told a line of figures after every validation.
 
     The last result stays in `result`, and the metrics of every validation in `history`.
     """
 
-    def __init__(self, ks: Sequence[int] = KS, distance: Distance = "euclidean") -> None:
-        self.ks, self.distance = tuple(ks), distance
+    def __init__(
+        self,
+        ks: Sequence[int] = KS,
+        distance: Distance = "euclidean",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.ks, self.distance, self.say = tuple(ks), distance, say
         self.result: RetrievalResult | None = None
         self.history: list[dict[str, float]] = []
         self._parts: list[Tensor] = []
@@ -63,6 +71,8 @@ class RetrievalAtValidation(Callback):
         collapse = self.result.collapse
         logged |= {"val/effective_rank": collapse.effective_rank, "val/spread": collapse.spread}
         self.history.append({"epoch": float(epochs_done(trainer)), **logged})
+        epoch = epochs_done(trainer)
+        self.say(f"{f'epoch {epoch}' if epoch else 'untrained':<11}{as_line(logged)}")
         pl_module.log_dict(logged, logger=False, sync_dist=False)  # for checkpoints and other callbacks
         for logger in trainer.loggers:
             logger.log_metrics(self.history[-1], step=trainer.global_step)
@@ -85,6 +95,17 @@ def evaluate_table(
 def epochs_done(trainer: Trainer) -> int:
     """0 before training, 1 after the first epoch (also while its validation runs)."""
     return trainer.current_epoch + 1 if trainer.state.fn == "fit" else trainer.current_epoch
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, redrawn every tenth step and without the loggers' version number."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class TrainingHealth(Callback):

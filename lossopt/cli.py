@@ -41,13 +41,15 @@ def train(words: list[str]) -> None:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--resume", nargs="?", const="auto")
     own_values, rest = own.parse_known_args(words)
+    from tqdm import tqdm
+
     from lossopt.config import parse
     from lossopt.runs import config_of
     from lossopt.training import train as run
 
     resume = own_values.resume
     own_config = config_of(Path(resume)) if resume not in (None, "auto") and "--config" not in rest else None
-    result = run(parse(rest, own_config), resume, say=lambda line: print(line, flush=True))
+    result = run(parse(rest, own_config), resume, say=tqdm.write)  # above a progress bar, if there is one
     for note in result.notes:
         print(f"note       {note}")
     print(f"{result.images:,} images in {result.seconds:.0f} s. Everything lies in {result.folder}")

@@ -6,9 +6,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import ProgressBar as AnyProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from lossopt.callbacks import ProgressBar
 from lossopt.data.dataset import LabelledImages
 from lossopt.data.module import RetrievalData
 from lossopt.errors import ConfigError
@@ -82,8 +83,8 @@ def trainer_settings(made: Namespace) -> dict[str, Any]:
     settings["plugins"] = list(plugins) if isinstance(plugins, list) else [plugins]
     if settings.get("enable_progress_bar") is None:  # a bar that is written to a file slows training down
         settings["enable_progress_bar"] = sys.stderr.isatty()
-    if settings["enable_progress_bar"] and not any(isinstance(one, ProgressBar) for one in settings["callbacks"]):
-        settings["callbacks"].append(TQDMProgressBar(refresh_rate=10))
+    if settings["enable_progress_bar"] and not any(isinstance(one, AnyProgressBar) for one in settings["callbacks"]):
+        settings["callbacks"].append(ProgressBar())
     settings["enable_model_summary"] = bool(settings.get("enable_model_summary"))
     return settings
 

@@ -86,7 +86,7 @@ def _fit(
     made: Namespace, config: dict[str, Any], folder: Path, checkpoint: Path | None, say: Callable[[str], None]
 ) -> RunResult:
     model, data = made.model, made.data
-    retrieval = RetrievalAtValidation(made.retrieval.ks, made.retrieval.distance)
+    retrieval = RetrievalAtValidation(made.retrieval.ks, made.retrieval.distance, say)
     health = TrainingHealth()
     checkpoints = Checkpoints(folder, config, made.checkpoint.monitor, made.checkpoint.mode)
     watching = [retrieval, health, FiniteGuard(folder), checkpoints]
@@ -94,20 +94,13 @@ def _fit(
     began = time.perf_counter()
     try:
         if checkpoint is None:
-            trainer.validate(model, datamodule=data, verbose=False)
-            say(f"untrained  {as_line(retrieval.history[-1])}")
+            trainer.validate(model, datamodule=data, verbose=False)  # the untrained network: epoch 0
         else:
             say(f"resuming from {checkpoint}")
         with _long_lived_objects_left_alone():
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not trainer.global_step:
             raise DataError("Training made no step: no training batch was used. Look at the trainer.limit_* settings.")
-        if checkpoints.best_path is None:
-            raise ConfigError(
-                f"Training ended without a finite {made.checkpoint.monitor} at the end of any epoch, so there is no "
-                f"best checkpoint. The newest is in {folder / FOLDER}. Let epochs end with a validation "
-                "(batches_per_epoch, trainer.check_val_every_n_epoch, trainer.max_steps)."
-            )
         return _measure(made, folder, trainer, health, time.perf_counter() - began, say)
     except BaseException:
         finish(trainer.loggers, {}, exit_code=1)
@@ -125,7 +118,13 @@ def _measure(
     """The best checkpoint on the test split; results.json is written last, so that it marks a finished run."""
     monitor = made.checkpoint.monitor
     validations = [row for row in read_metrics(folder / METRICS_FILE) if monitor in row]
-    best = next(entry for entry in read_manifest(folder / FOLDER) if entry.file == BEST)
+    best = next((entry for entry in read_manifest(folder / FOLDER) if entry.file == BEST), None)
+    if best is None:
+        raise ConfigError(
+            f"Training ended without a finite {monitor} at the end of any epoch, so there is no best checkpoint. The "
+            f"newest is in {folder / FOLDER}. Let epochs end with a validation (batches_per_epoch, "
+            "trainer.check_val_every_n_epoch, trainer.max_steps)."
+        )
     result = RunResult(
         folder=folder,
         checkpoint=folder / FOLDER / BEST,

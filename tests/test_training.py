@@ -170,6 +170,15 @@ def test_resuming_a_finished_run_says_so(capsys):
     assert [path for path, _ in before] == [path for path, _ in after if path.name != ".lock"] or before == after
 
 
+def test_a_run_killed_between_its_last_epoch_and_its_results_is_finished_by_resuming():
+    folder = train()
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").unlink()
+    assert main(["train", "--resume", str(folder)]) == 0
+    again = json.loads((folder / "results.json").read_text())
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in results.items() if k != "seconds"}
+
+
 def test_resuming_under_another_configuration_is_refused_with_the_difference(capsys):
     folder = train()
     train("--trainer.max_epochs", "9", "--resume", str(folder), expect=2)
