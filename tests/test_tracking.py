@@ -346,3 +346,12 @@ def test_importing_tracking_does_not_import_wandb():
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import lossopt.tracking; print('wandb' in sys.modules)"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert child.stdout == "False\n", child.stderr
+
+
+def test_a_relative_run_folder_is_found_from_any_working_directory(tmp_path, monkeypatch):
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        logs = loggers(Path("runs"), name=place, config={})
+        finish(logs, {"done": 1})  # warns, and here fails, if the file has no end
+        assert read_offline_run(Path("runs")).summary["done"] == 1

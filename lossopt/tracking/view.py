@@ -146,7 +146,7 @@ def _start_wandb(
         job_type=job_type,
         tags=list(tags),
         config=dict(config),
-        dir=str(folder),
+        dir=str(folder.absolute()),  # W&B's helper may have been started in another working directory
         mode=mode,
         reinit="finish_previous",
         # no system statistics: on few cores their sampling slows the training that they watch
