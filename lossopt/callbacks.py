@@ -26,8 +26,6 @@ class RetrievalAtValidation(Callback):
         ks: cut-offs of recall@k.
         distance: "euclidean" or "cosine".
         say: told a line of figures after every validation.
-
-    The last result stays in `result`, and the metrics of every validation in `history`.
     """
 
     def __init__(
@@ -37,8 +35,6 @@ class RetrievalAtValidation(Callback):
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.ks, self.distance, self.say = tuple(ks), distance, say
-        self.result: RetrievalResult | None = None
-        self.history: list[dict[str, float]] = []
         self._parts: list[Tensor] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,16 +62,14 @@ class RetrievalAtValidation(Callback):
         self._parts = []
         if len(embeddings) < len(table):  # limit_val_batches, fast_dev_run: a part of the table
             table = table.select(torch.arange(len(embeddings)))
-        self.result = evaluate_table(embeddings, table, self.ks, self.distance)
-        logged = {f"val/{name}": value for name, value in self.result.metrics.items()}
-        collapse = self.result.collapse
-        logged |= {"val/effective_rank": collapse.effective_rank, "val/spread": collapse.spread}
-        self.history.append({"epoch": float(epochs_done(trainer)), **logged})
+        found = evaluate_table(embeddings, table, self.ks, self.distance)
+        logged = {f"val/{name}": value for name, value in found.metrics.items()}
+        logged |= {"val/effective_rank": found.collapse.effective_rank, "val/spread": found.collapse.spread}
         epoch = epochs_done(trainer)
         self.say(f"{f'epoch {epoch}' if epoch else 'untrained':<11}{as_line(logged)}")
         pl_module.log_dict(logged, logger=False, sync_dist=False)  # for checkpoints and other callbacks
         for logger in trainer.loggers:
-            logger.log_metrics(self.history[-1], step=trainer.global_step)
+            logger.log_metrics({**logged, "epoch": float(epoch)}, step=trainer.global_step)
 
 
 def evaluate_table(

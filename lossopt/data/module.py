@@ -135,8 +135,8 @@ class RetrievalData(LightningDataModule):
         """The validation table from first row to last."""
         return self.pass_over(self.splits.validation)
 
-    def test_dataloader(self) -> DataLoader:
-        """The test table from first row to last."""
+    def predict_dataloader(self) -> DataLoader:
+        """The test table from first row to last: `trainer.predict` embeds it."""
         return self.pass_over(self.splits.test)
 
     def pass_over(self, table: LabelledImages) -> DataLoader:

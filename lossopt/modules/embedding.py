@@ -83,6 +83,10 @@ class EmbeddingNetwork(LightningModule):
         with torch.autocast(batch.images.device.type, enabled=False):
             return self(batch.images)
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(b, d) embeddings, as in validation."""
+        return self.validation_step(batch, batch_idx)
+
     def configure_optimizers(self) -> Any:
         """The optimiser, and the schedule stepped as its kind wants it: per step or per epoch."""
         optimizer = self.make_optimizer(self.parameters())

@@ -45,7 +45,7 @@ def test_workers_deal_the_same_batches():
 
 def test_evaluation_passes_over_every_image_once_in_order_and_unchanged():
     data = module(evaluation_batch_size=100, augment=[RandomAffine()])
-    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader()]
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.predict_dataloader()]
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(len(data.splits.test)))
     stored = data.splits.test.batch(range(len(data.splits.test))).images
     assert torch.equal(torch.cat([batch.images for batch in batches]), to_float(stored))
