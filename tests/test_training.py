@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from lossopt import training
+from lossopt.checkpoints import read_manifest
 from lossopt.cli import main
 from lossopt.config import parse
 from lossopt.tracking import read_metrics, read_offline_run
@@ -289,6 +290,8 @@ def test_validation_every_other_epoch_reports_the_figures_of_the_weights_it_keep
     folder = train("--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
     results = json.loads((folder / "results.json").read_text())
     assert results["epoch"] == 2
+    (unseen,) = (entry for entry in read_manifest(folder / "checkpoints") if entry.epoch == 3)
+    assert not any(name.startswith("val/") for name in unseen.metrics)
     capsys.readouterr()
     assert main(["evaluate", str(folder), "--split", "validation"]) == 0
     assert f"map@r     {100 * results['validation']['val/map@r']:6.2f} %" in capsys.readouterr().out

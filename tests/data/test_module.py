@@ -1,5 +1,7 @@
 """The data module: batches are a function of seed, epoch and step; augmentation touches training batches only."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -49,6 +51,15 @@ def test_evaluation_passes_over_every_image_once_in_order_and_unchanged():
     assert torch.cat([batch.ids for batch in batches]).tolist() == list(range(len(data.splits.test)))
     stored = data.splits.test.batch(range(len(data.splits.test))).images
     assert torch.equal(torch.cat([batch.images for batch in batches]), to_float(stored))
+
+
+def test_augmentation_touches_training_batches_only():
+    data = module(augment=[RandomAffine()])
+    (batch, *_) = data.train_dataloader()
+    plain = to_float(batch.images)
+    for training, changed in ((False, False), (True, True)):
+        data.trainer = SimpleNamespace(training=training)
+        assert torch.equal(data.on_after_batch_transfer(batch, 0).images, plain) != changed
 
 
 def test_rotations_are_classes_of_their_own():
