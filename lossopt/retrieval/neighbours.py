@@ -1,0 +1,76 @@
+"""The nearest allowed items of some queries: FAISS proposes them, float64 distances put them in order.
+
+Letters: n rows, q queries, k neighbours, d dimensions.
+"""
+
+import numpy as np
+
+from lossopt.retrieval.index import Distance, NeighbourIndex, Neighbours, unit_length
+from lossopt.retrieval.task import Task
+
+_SLACK = 8
+_CELLS = 2**22
+
+
+def nearest(
+    embeddings: np.ndarray,
+    task: Task,
+    queries: np.ndarray,
+    k: int,
+    distance: Distance = "euclidean",
+    query_embeddings: np.ndarray | None = None,
+) -> Neighbours:
+    """The k nearest gallery rows of each query, without itself and without what the task leaves out.
+
+    Args:
+        embeddings: (n, d) finite floats.
+        task: who is searched.
+        queries: (q,) row numbers.
+        k: neighbours.
+        distance: "euclidean" or "cosine" (1 - cosine similarity).
+        query_embeddings: (q, d) what to ask with instead of the rows' own embeddings.
+
+    Returns:
+        distances: (q, k) float64, ascending, inf past the end; rows: (q, k) row numbers of `embeddings`, -1 past the
+        end. Equal distances are in the order of their rows.
+    """
+    asked = np.asarray(embeddings[queries] if query_embeddings is None else query_embeddings)
+    gallery = np.asarray(embeddings[task.gallery_rows])
+    if distance == "cosine":
+        asked, gallery = unit_length(asked), unit_length(gallery)
+    centre = gallery.mean(axis=0, dtype=np.float64)  # distances stay, and float32 loses less near a collapse
+    index = NeighbourIndex((gallery - centre).astype(np.float32), "euclidean")
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    distances = np.full((len(queries), k), np.inf)
+    pending, length = np.arange(len(queries)), k + _SLACK
+    while len(pending):
+        length = min(length, len(gallery))
+        unfinished = []
+        step = max(1, _CELLS // (length + asked.shape[1]))
+        for start in range(0, len(pending), step):
+            some = pending[start : start + step]
+            found = index.search((asked[some] - centre).astype(np.float32), length).rows
+            items = task.gallery_rows[found]
+            exact = _distances(asked[some], gallery, found)
+            exact[task.left_out(queries[some], items)] = np.inf
+            order = np.lexsort((items, exact), axis=1)[:, :k]
+            exact = np.take_along_axis(exact, order, axis=1)
+            there = order.shape[1]
+            distances[some, :there] = exact
+            rows[some, :there] = np.where(np.isfinite(exact), np.take_along_axis(items, order, axis=1), -1)
+            if length < len(gallery):
+                unfinished.append(some[~np.isfinite(exact[:, -1])])
+        pending = np.concatenate(unfinished) if unfinished else pending[:0]
+        length *= 4
+    return Neighbours(distances / 2 if distance == "cosine" else np.sqrt(distances), rows)
+
+
+def _distances(asked: np.ndarray, gallery: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """(q, m) squared Euclidean distances in float64 between (q, d) queries and (q, m) positions of the gallery."""
+    exact = np.empty(found.shape)
+    step = max(1, _CELLS // (found.shape[1] * asked.shape[1]))
+    for start in range(0, len(asked), step):
+        some = slice(start, start + step)
+        difference = gallery[found[some]].astype(np.float64) - asked[some, None, :]
+        exact[some] = np.einsum("qmd,qmd->qm", difference, difference)
+    return exact
