@@ -1,21 +1,21 @@
-"""Embeddings in, recall@k and MAP@R out: FAISS proposes neighbours, float64 orders them, ties count as expected.
+"""Embeddings in, recall@k and its kin out, each with what it leaves out; what has no meaning is refused.
 
-What is excluded is counted; what has no meaning is refused. Letters: n rows, q queries, g gallery, d embedding, R
-relevant items of a query.
+Letters: n rows, q queries, g gallery, d embedding, c classes, R relevant items of a query.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lossopt.errors import EvaluationError
-from lossopt.retrieval.index import Distance, NeighbourIndex, unit_length
-from lossopt.retrieval.metrics import map_at_r, recall_at_k, tie_groups
+from lossopt.retrieval import metrics as formulas
+from lossopt.retrieval.counting import rank_relevant, relevant_and_candidates
+from lossopt.retrieval.index import Distance, unit_length
+from lossopt.retrieval.metrics import HitGroups
+from lossopt.retrieval.task import Exclusion, Task, make_task
 
 KS = (1, 2, 4, 8)
-_LONG_LIST = 512
-_LIST_CELLS = 2**21  # queries are taken in chunks of this many (query, neighbour) cells: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,14 @@ class Collapse:
 class RetrievalResult:
     """What one evaluation found.
 
-    metrics: mean over the queries that have a relevant item; keys "recall@1", ..., "map@r".
+    metrics: mean over the queries that have a relevant item; "recall@1", ..., "r_precision", "map@r", "map", "mrr",
+        "precision@1", ..., "found@1", ..., "ndcg@1", ...
     metrics_all_queries: the same with the others counted as 0.
-    queries: those with a relevant item; excluded: those without; gallery, classes, d: sizes.
+    queries: those with a relevant item; excluded: those without. gallery, classes, dimensions: sizes.
+    distractors: gallery items of classes that no query has. graded: levels that NDCG counts, 1 without a hierarchy.
     per_query: metric name to (queries,) values; query_rows: (queries,) row numbers they belong to.
-    neighbours: (queries, at most 10) gallery rows, nearest first; neighbour_distances: likewise.
+    relevant, candidates: (queries,) items that each could find, and items that it searched.
+    intervals: metric name to its 95 % interval by bootstrap over classes, where asked for.
     """
 
     metrics: dict[str, float]
@@ -57,12 +60,16 @@ class RetrievalResult:
     gallery: int
     classes: int
     dimensions: int
+    distractors: int
+    graded: int
     distance: Distance
+    exclude: Exclusion
     collapse: Collapse
     per_query: dict[str, np.ndarray] = field(repr=False)
     query_rows: np.ndarray = field(repr=False)
-    neighbours: np.ndarray = field(repr=False)
-    neighbour_distances: np.ndarray = field(repr=False)
+    relevant: np.ndarray = field(repr=False)
+    candidates: np.ndarray = field(repr=False)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def evaluate_retrieval(
@@ -72,218 +79,163 @@ def evaluate_retrieval(
     gallery: np.ndarray | None = None,
     ks: Sequence[int] = KS,
     distance: Distance = "euclidean",
+    *,
+    groups: np.ndarray | None = None,
+    exclude: Exclusion = "none",
+    levels: np.ndarray | None = None,
 ) -> RetrievalResult:
     """Search every query row among the gallery rows; a row in both never finds itself (by row number, not by rank).
 
     Args:
-        embeddings: (n, d) finite floats.
-        labels: (n,) integers of any size; equal means relevant.
+        embeddings: (n, d) finite numbers of any type; a memory map is read in parts.
+        labels: (n,) integers of any size or strings; equal means relevant.
         query, gallery: (n,) bool; None: all rows.
-        ks: cut-offs of recall@k; each at most the number of items a query can find.
+        ks: cut-offs of recall@k and the like; each at most the number of items a query can find.
         distance: "euclidean" or "cosine".
+        groups: (n,) camera, sequence or shelf of each row. exclude: "none", or what a query may not find because it
+            shares its group: "same class" (items of its class), "all".
+        levels: (n,) or (n, l) coarser labels, such as the alphabet of a character: NDCG gives an item one point for its
+            class and one for each level that it shares with the query.
 
     Raises:
-        EvaluationError: NaN or infinite rows (named), an empty gallery, no query with a relevant item, a k too large.
+        EvaluationError: NaN or infinite rows (named), zero rows under cosine, an empty gallery, no query with a
+            relevant item, a k too large.
         ValueError: arguments of the wrong shape or kind.
+    """
+    embeddings = np.asanyarray(embeddings)
+    if embeddings.ndim != 2 or not embeddings.shape[1]:
+        raise EvaluationError(f"Embeddings must be an (n, d) array, got shape {embeddings.shape}.")
+    task = make_task(len(embeddings), labels, query, gallery, groups, exclude)
+    return evaluate_task(embeddings, task, ks, distance, levels=levels)
+
+
+def evaluate_task(
+    embeddings: np.ndarray,
+    task: Task,
+    ks: Sequence[int] = KS,
+    distance: Distance = "euclidean",
+    *,
+    levels: np.ndarray | None = None,
+    query_embeddings: np.ndarray | None = None,
+) -> RetrievalResult:
+    """`evaluate_retrieval` of a checked task.
+
+    Args:
+        embeddings, ks, distance, levels: see there.
+        task: who asks, who is searched, what is left out.
+        query_embeddings: (q, d) what the queries of the task ask with instead of their own rows.
     """
     if distance not in ("euclidean", "cosine"):
         raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}.")
+    ks = tuple(ks)
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be one or more whole numbers of at least 1, got {tuple(ks)}.")
-    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
-    is_query, is_gallery = _mask("query", query, len(embeddings)), _mask("gallery", gallery, len(embeddings))
-    _refuse(embeddings, labels, is_query, is_gallery)
-    labels = np.unique(labels, return_inverse=True)[1].reshape(-1)
-    query_rows, gallery_rows = np.flatnonzero(is_query), np.flatnonzero(is_gallery)
-    per_class = np.bincount(labels[gallery_rows], minlength=int(labels.max()) + 1)
-    r = per_class[labels[query_rows]] - is_gallery[query_rows]
-    asked, excluded = query_rows[r > 0], int((r == 0).sum())
-    if not len(asked):
-        raise EvaluationError(
-            f"None of the {len(query_rows)} queries has another image of its class among the {len(gallery_rows)} "
-            "gallery images, so there is nothing to find. Check the labels and the query and gallery columns."
-        )
-    candidates = len(gallery_rows) - int(is_gallery[asked].any())
-    if max(ks) > candidates:
-        raise EvaluationError(f"recall@{max(ks)} was asked for, but a query has {candidates} items to find. Lower k.")
-    search = _Search(embeddings, labels, gallery_rows, distance)
-    lists = search.run(asked, r[r > 0], tuple(ks))
-    means = {name: float(values.mean()) for name, values in lists.per_query.items()}
-    share = len(asked) / len(query_rows)
+        raise ValueError(f"ks must be one or more whole numbers of at least 1, got {ks}.")
+    relevant, candidates = relevant_and_candidates(task)
+    asked = relevant > 0
+    coarser = _levels(levels, task)
+    _refuse(task, relevant, candidates, ks)
+    per_query = {name: np.zeros(len(relevant)) for name in _names(ks)}
+    ideal = {k: formulas.ideal_gain(relevant, k) for k in ks}
+    for queries, groups in rank_relevant(embeddings, task, distance, query_embeddings):
+        for name, values in _measured(groups, relevant[queries], ks).items():
+            per_query[name][queries] = values
+    for labels in coarser:
+        above = replace(task, labels=labels)
+        many, _ = relevant_and_candidates(above)
+        for k in ks:
+            ideal[k] += formulas.ideal_gain(many, k)
+        for queries, groups in rank_relevant(embeddings, above, distance, query_embeddings):
+            for k in ks:
+                per_query[f"ndcg@{k}"][queries] += formulas.discounted_gain(groups, k)
+    per_query = {name: values[asked] for name, values in per_query.items()}
+    for k in ks:
+        per_query[f"ndcg@{k}"] /= ideal[k][asked]
+    means = {name: float(values.mean()) for name, values in per_query.items()}
+    share = float(asked.mean())
+    of_queries = np.isin(task.labels[task.gallery_rows], task.labels[task.query_rows])
     return RetrievalResult(
         metrics=means,
         metrics_all_queries={name: mean * share for name, mean in means.items()},
-        queries=len(asked),
-        excluded=excluded,
-        gallery=len(gallery_rows),
-        classes=len(np.unique(labels[gallery_rows])),
+        queries=int(asked.sum()),
+        excluded=int((~asked).sum()),
+        gallery=len(task.gallery_rows),
+        classes=len(np.unique(task.labels[task.gallery_rows])),
         dimensions=embeddings.shape[1],
+        distractors=int((~of_queries).sum()),
+        graded=1 + len(coarser),
         distance=distance,
-        collapse=measure_collapse(embeddings, lists.tied_first),
-        per_query=lists.per_query,
-        query_rows=asked,
-        neighbours=lists.rows,
-        neighbour_distances=lists.distances,
+        exclude=task.exclude,
+        collapse=measure_collapse(embeddings, np.zeros(1)),
+        per_query=per_query,
+        query_rows=task.query_rows[asked],
+        relevant=relevant[asked],
+        candidates=candidates[asked],
     )
 
 
-def _mask(name: str, column: np.ndarray | None, n: int) -> np.ndarray:
-    if column is None:
-        return np.ones(n, dtype=bool)
-    column = np.asarray(column)
-    if column.dtype != bool or column.shape != (n,):
-        raise ValueError(
-            f"{name} must be ({n},) booleans, one per row, got {column.dtype} of shape {column.shape}. "
-            "From row numbers: mask = np.zeros(n, bool); mask[rows] = True."
-        )
-    return column
+def _names(ks: tuple[int, ...]) -> list[str]:
+    whole = ["r_precision", "map@r", "map", "mrr"]
+    return [f"recall@{k}" for k in ks] + whole + [f"{name}@{k}" for name in ("precision", "found", "ndcg") for k in ks]
 
 
-def _refuse(embeddings: np.ndarray, labels: np.ndarray, is_query: np.ndarray, is_gallery: np.ndarray) -> None:
-    if labels.shape != embeddings.shape[:1]:
-        raise ValueError(f"One label per embedding: got {labels.shape} labels for {embeddings.shape} embeddings.")
-    if embeddings.ndim != 2 or not embeddings.shape[1]:
-        raise EvaluationError(f"Embeddings must be an (n, d) array, got shape {embeddings.shape}.")
-    if not is_query.any() or not is_gallery.any():
-        raise EvaluationError(f"{is_query.sum()} queries and {is_gallery.sum()} gallery images: both are needed.")
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(bad):
+def _measured(groups: HitGroups, r: np.ndarray, ks: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """All metrics of a chunk of queries; NDCG is not yet divided by its ideal."""
+    values = {
+        "r_precision": formulas.hits_at_k(groups, r) / r,
+        "map@r": formulas.average_precision(groups, r),
+        "map": formulas.average_precision(groups),
+        "mrr": formulas.reciprocal_rank(groups),
+    }
+    for k in ks:
+        hits = formulas.hits_at_k(groups, k)
+        values |= {f"recall@{k}": formulas.recall_at_k(groups, k), f"precision@{k}": hits / k, f"found@{k}": hits / r}
+        values[f"ndcg@{k}"] = formulas.discounted_gain(groups, k)
+    return values
+
+
+def _refuse(task: Task, relevant: np.ndarray, candidates: np.ndarray, ks: tuple[int, ...]) -> None:
+    asked = relevant > 0
+    if not asked.any():
+        queries, gallery = len(relevant), len(task.gallery_rows)
+        if task.exclude == "none":
+            raise EvaluationError(
+                f"None of the {queries} queries has another image of its class among the {gallery} gallery images, so "
+                "there is nothing to find. Check the labels and the query and gallery columns."
+            )
+        without = int((relevant_and_candidates(replace(task, exclude="none"))[0] > 0).sum())
         raise EvaluationError(
-            f"{len(bad)} of {len(embeddings)} embeddings are NaN or infinite, first rows: {bad[:10].tolist()}. "
-            "No number is given for them; look at the images of these rows, or at the training for divergence."
+            f"Every match of the {queries} queries is left out because it shares the query's group (exclude: "
+            f"{task.exclude!r}, column: group, {len(np.unique(task.groups))} groups, {gallery} gallery images); "
+            f"without that rule {without} queries have a match. Check the group column, or evaluate with exclude: none."
         )
+    most = int(candidates[asked].max())
+    if max(ks) > most:
+        raise EvaluationError(f"recall@{max(ks)} was asked for, but a query has {most} items to find. Lower k.")
 
 
-@dataclass
-class _Lists:
-    per_query: dict[str, np.ndarray]
-    tied_first: np.ndarray
-    rows: np.ndarray
-    distances: np.ndarray
-
-
-class _Search:
-    """FAISS lists, re-ranked in float64 and long enough to hold every tie at a cut.
-
-    Where a query has hundreds of relevant items, its list comes from one float64 matrix product instead: FAISS is slow
-    at long lists. Either way the order is that of float64 distances, and equal vectors are equally far.
-    """
-
-    def __init__(
-        self, embeddings: np.ndarray, labels: np.ndarray, gallery_rows: np.ndarray, distance: Distance
-    ) -> None:
-        self.vectors = unit_length(embeddings) if distance == "cosine" else embeddings.astype(np.float64)
-        self.labels, self.gallery_rows, self.distance = labels, gallery_rows, distance
-        self.gallery = self.vectors[gallery_rows]
-        self.index = NeighbourIndex(self.gallery.astype(np.float32), "euclidean")
-        # a float32 |q|^2 + |g|^2 - 2 q.g is wrong by no more than about this much
-        self.error = 4e-7 * np.sqrt(embeddings.shape[1]) * float((self.vectors**2).sum(axis=1).max(initial=0.0))
-
-    def run(self, queries: np.ndarray, r: np.ndarray, ks: tuple[int, ...]) -> _Lists:
-        """All metrics of all queries, in chunks of bounded size; queries of like R go together."""
-        names = [*(f"recall@{k}" for k in ks), "map@r"]
-        result = _Lists(
-            per_query={name: np.zeros(len(queries)) for name in names},
-            tied_first=np.zeros(len(queries), dtype=bool),
-            rows=np.full((len(queries), 10), -1, dtype=np.int64),
-            distances=np.full((len(queries), 10), np.inf),
-        )
-        order = np.argsort(r, kind="stable")
-        start = 0
-        while start < len(order):
-            length = self._list_length(int(r[order[start]]), ks)
-            stop = start + max(1, _LIST_CELLS // (length + 1))
-            while stop - start > 1 and self._list_length(int(r[order[min(stop, len(order)) - 1]]), ks) > 2 * length:
-                stop = start + (min(stop, len(order)) - start) // 2
-            part = order[start:stop]
-            self._chunk(queries[part], r[part], ks, part, result)
-            start += len(part)
-        return result
-
-    def _list_length(self, r: int, ks: tuple[int, ...]) -> int:
-        needed = max(*ks, 10, r)
-        return needed + 1 + 8 + needed // 20  # itself, and slack so that ties and rounding at the cut are inside
-
-    def _chunk(self, queries: np.ndarray, r: np.ndarray, ks: tuple[int, ...], part: np.ndarray, result: _Lists) -> None:
-        needed, length = max(*ks, 10, int(r.max())), self._list_length(int(r.max()), ks)
-        step = max(1, _LIST_CELLS // len(self.gallery))
-        if length > _LONG_LIST and len(queries) > step:
-            for some in np.split(np.arange(len(queries)), range(step, len(queries), step)):
-                self._chunk(queries[some], r[some], ks, part[some], result)
-            return
-        if length > _LONG_LIST:
-            rows, exact, last = self._by_product(queries, length)
-        else:
-            found = self.index.search(self.vectors[queries], length)
-            rows = self.gallery_rows[found.rows]
-            exact, last = self._exact(queries, rows), found.distances[:, -1].astype(np.float64) ** 2 - self.error
-        cut = np.partition(exact, min(needed, exact.shape[1] - 1), axis=1)[:, min(needed, exact.shape[1] - 1)]
-        safe = np.full(len(queries), exact.shape[1] == len(self.gallery)) | (cut < last)
-        self._score(queries[safe], rows[safe], exact[safe], r[safe], ks, part[safe], result)
-        unsafe = np.flatnonzero(~safe)
-        for begin in range(0, len(unsafe), step):
-            some = unsafe[begin : begin + step]
-            everyone = np.broadcast_to(self.gallery_rows, (len(some), len(self.gallery_rows)))
-            self._score(queries[some], everyone, self._exact(queries[some], everyone), r[some], ks, part[some], result)
-
-    def _by_product(self, queries: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, squared distances and a bound below everything left out; near-ties are settled as in `_exact`."""
-        asked = self.vectors[queries]
-        squares = (asked**2).sum(axis=1)[:, None] + (self.gallery**2).sum(axis=1)
-        product = squares - 2 * asked @ self.gallery.T
-        product[queries[:, None] == self.gallery_rows] = np.inf  # itself, by row number
-        length = min(length, product.shape[1])
-        kept = np.argpartition(product, length - 1, axis=1)[:, :length]
-        exact = np.take_along_axis(product, kept, axis=1)
-        order = np.argsort(exact, axis=1)
-        kept, exact = np.take_along_axis(kept, order, axis=1), np.take_along_axis(exact, order, axis=1)
-        doubt = 1e-11 * float(squares.max())  # hundreds of times what a float64 product can be wrong by
-        last = exact[:, -1] - doubt
-        close = np.diff(exact, axis=1) <= doubt
-        unsettled = np.zeros(exact.shape, dtype=bool)
-        unsettled[:, 1:] |= close
-        unsettled[:, :-1] |= close
-        rows = self.gallery_rows[kept]
-        for one in np.flatnonzero(unsettled.any(axis=1)):
-            settled = self._exact(queries[one : one + 1], rows[one : one + 1, unsettled[one]])
-            exact[one, unsettled[one]] = settled[0]
-        return rows, exact, last
-
-    def _exact(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(q, m) squared Euclidean distances in float64; equal vectors give equal distances to the last bit."""
-        exact = np.empty(rows.shape)
-        step = max(1, 2**20 // self.vectors.shape[1])
-        for one, query in enumerate(queries):
-            for begin in range(0, rows.shape[1], step):
-                some = rows[one, begin : begin + step]
-                exact[one, begin : begin + step] = ((self.vectors[some] - self.vectors[query]) ** 2).sum(axis=1)
-        exact[rows == queries[:, None]] = np.inf  # itself, by row number
-        return exact
-
-    def _score(
-        self,
-        queries: np.ndarray,
-        rows: np.ndarray,
-        exact: np.ndarray,
-        r: np.ndarray,
-        ks: tuple[int, ...],
-        part: np.ndarray,
-        result: _Lists,
-    ) -> None:
-        if not len(queries):
-            return
-        order = np.argsort(exact, axis=1, kind="stable")
-        exact, rows = np.take_along_axis(exact, order, axis=1), np.take_along_axis(rows, order, axis=1)
-        relevant = (self.labels[rows] == self.labels[queries][:, None]) & np.isfinite(exact)
-        groups = tie_groups(exact, relevant)
-        for k in ks:
-            result.per_query[f"recall@{k}"][part] = recall_at_k(groups, k)
-        result.per_query["map@r"][part] = map_at_r(groups, r)
-        result.tied_first[part] = groups.size[:, 0] > 1
-        shown = min(10, rows.shape[1])
-        plain = np.sqrt(exact[:, :shown]) if self.distance == "euclidean" else exact[:, :shown] / 2
-        result.rows[part, :shown] = np.where(np.isfinite(plain), rows[:, :shown], -1)
-        result.distances[part, :shown] = plain
+def _levels(levels: np.ndarray | None, task: Task) -> list[np.ndarray]:
+    """The coarser labels as (n,) columns of whole numbers; each class must lie in one of each."""
+    if levels is None:
+        return []
+    levels = np.asarray(levels)
+    n = len(task.labels)
+    columns = levels.reshape(n, -1).T if levels.shape[:1] == (n,) and levels.ndim <= 2 else None
+    if columns is None:
+        raise ValueError(f"levels must be ({n},) or ({n}, l) labels, one row per embedding, got shape {levels.shape}.")
+    if task.exclude == "same class":
+        raise ValueError("Graded relevance and exclude='same class' cannot be combined; take exclude='all' or 'none'.")
+    found = []
+    for number, column in enumerate(columns):
+        codes = make_task(n, column).labels
+        pairs = np.unique(np.stack([task.labels, codes]), axis=1)
+        twice = np.flatnonzero(np.diff(pairs[0]) == 0)
+        if len(twice):
+            raise ValueError(
+                f"Level {number} is not coarser than the classes: {len(twice)} classes are in more than one of its "
+                "groups. Every class must lie in exactly one."
+            )
+        found.append(codes)
+    return found
 
 
 def measure_collapse(embeddings: np.ndarray, tied_first: np.ndarray, sample: int = 2_000) -> Collapse:

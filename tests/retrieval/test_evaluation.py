@@ -1,74 +1,128 @@
-"""Retrieval metrics against their definitions, averaged over every order of tied items, in exact fractions."""
+"""Retrieval metrics against their definitions, averaged over every order of tied items."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from scipy.stats import rankdata
 
 from lossopt.errors import EvaluationError
+from lossopt.retrieval import counting
 from lossopt.retrieval.evaluation import evaluate_retrieval
-from lossopt.retrieval.index import NeighbourIndex
+from lossopt.retrieval.neighbours import nearest
+from lossopt.retrieval.task import make_task
+
+KS = (1, 2, 3)
 
 
-def by_definition(vectors, labels, query, gallery, ks):
-    """Every metric as metrics are defined: for each query, average over all orders of equally distant items."""
-    rows = {f"recall@{k}": [] for k in ks} | {"map@r": []}
+def gain(q, g, labels, levels):
+    """One point for the class, one for each coarser level that two rows share."""
+    return int(labels[q] == labels[g]) + sum(int(column[q] == column[g]) for column in levels)
+
+
+def of_one_order(order, q, r, labels, levels):
+    """Every metric of one ranked list, as metrics are defined."""
+    hits = [labels[g] == labels[q] for g in order]
+    precisions = [sum(hits[: i + 1]) / (i + 1) if hits[i] else 0 for i in range(len(hits))]
+    found = {"r_precision": sum(hits[:r]) / r, "map@r": sum(precisions[:r]) / r, "map": sum(precisions) / r}
+    found["mrr"] = 1 / (hits.index(True) + 1)
+    gains = [gain(q, g, labels, levels) for g in order]
+    for k in KS:
+        found[f"recall@{k}"] = float(any(hits[:k]))
+        found[f"precision@{k}"] = sum(hits[:k]) / k
+        found[f"found@{k}"] = sum(hits[:k]) / r
+        dcg, ideal = (
+            sum(value / math.log2(i + 2) for i, value in enumerate(some[:k]))
+            for some in (gains, sorted(gains, reverse=True))
+        )
+        found[f"ndcg@{k}"] = dcg / ideal
+    return found
+
+
+def by_definition(vectors, labels, query, gallery, groups, exclude, levels=()):
+    """For each query, every metric averaged over all orders of equally distant items."""
+    rows = {}
     for q in np.flatnonzero(query):
-        others = [g for g in np.flatnonzero(gallery) if g != q]
+        others = []
+        for g in np.flatnonzero(gallery):
+            junk = groups[g] == groups[q] and (exclude == "all" or (exclude == "same class" and labels[g] == labels[q]))
+            if g != q and not junk:
+                others.append(g)
         r = sum(labels[g] == labels[q] for g in others)
         if r == 0:
             continue
         distance = {
             g: sum((float(a) - float(b)) ** 2 for a, b in zip(vectors[q], vectors[g], strict=True)) for g in others
         }
-        levels = sorted(set(distance.values()))
-        runs = [list(itertools.permutations([g for g in others if distance[g] == level])) for level in levels]
-        totals = {name: [] for name in rows}
-        for order in itertools.product(*runs):
-            hits = [labels[g] == labels[q] for g in itertools.chain(*order)]
-            for k in ks:
-                totals[f"recall@{k}"].append(any(hits[:k]))
-            precisions = [sum(hits[: i + 1]) / (i + 1) if hits[i] else 0 for i in range(r)]
-            totals["map@r"].append(sum(precisions) / r)
-        for name, values in totals.items():
-            rows[name].append(np.mean(values))
-    return {name: np.array(values) for name, values in rows.items()}
+        runs = [
+            list(itertools.permutations([g for g in others if distance[g] == level]))
+            for level in sorted(set(distance.values()))
+        ]
+        found = [
+            of_one_order(list(itertools.chain(*order)), q, r, labels, levels) for order in itertools.product(*runs)
+        ]
+        rows[q] = {name: np.mean([one[name] for one in found]) for name in found[0]}
+    return rows
 
 
 def untidy(seed):
-    """Small whole-number vectors (many ties and duplicates), lone labels, some rows only query or only gallery."""
+    """Small whole-number vectors (ties, duplicates), lone labels, some rows only query or only gallery, groups."""
     rng = np.random.default_rng(seed)
-    n = int(rng.integers(5, 8))
-    vectors = rng.integers(0, 3, (n, 2)).astype(np.float32)
+    n = int(rng.integers(4, 8))
+    vectors = rng.integers(0, 3, (n, 2)).astype((np.float32, np.float64, np.int8, np.float16)[seed % 4])
+    if seed % 5 == 0:
+        vectors = vectors * np.array([1, 0], dtype=vectors.dtype)  # on a line
     labels = rng.integers(-1, 3, n) + (2**24 if seed % 2 else 0)
     query, gallery = (rng.random((2, n)) < 0.8) if seed % 3 else np.ones((2, n), dtype=bool)
-    return vectors, labels, query, gallery
+    return vectors, labels, query, gallery, rng.integers(0, 2, n)
 
 
-@pytest.mark.parametrize("long_list", [512, 0], ids=["faiss", "product"])
-@pytest.mark.parametrize("seed", range(60))
-def test_equal_to_the_definition_on_untidy_input(seed, long_list, monkeypatch):
-    monkeypatch.setattr("lossopt.retrieval.evaluation._LONG_LIST", long_list)
-    vectors, labels, query, gallery = untidy(seed)
-    expected = by_definition(vectors, labels, query, gallery, (1, 2, 3))
-    if not len(expected["map@r"]):
+@pytest.fixture(params=["usual", "small tiles", "float64", "exact", "exact and small tiles"])
+def engine(request, monkeypatch):
+    """Each way in which the counts can come about."""
+    if "small" in request.param:
+        monkeypatch.setattr(counting, "_TILE", (2, 3))
+        monkeypatch.setattr(counting, "_THRESHOLDS", 4)
+        monkeypatch.setattr(counting, "_CHUNK_BYTES", 24)
+    if request.param not in ("usual", "small tiles"):
+        monkeypatch.setattr(counting, "_PAIRS", 0)
+    if "exact" in request.param:
+        monkeypatch.setattr(counting, "_ACCEPT", -1.0)
+    return request.param
+
+
+def check(seed, exclude, levels):
+    vectors, labels, query, gallery, groups = untidy(seed)
+    coarse = [labels % 2 * 0 + (labels > labels.min())] if levels else []
+    expected = by_definition(vectors, labels, query, gallery, groups, exclude, coarse)
+    call = {"groups": groups, "exclude": exclude, "levels": np.stack(coarse, axis=1) if coarse else None}
+    if not expected:
         with pytest.raises(EvaluationError):
-            evaluate_retrieval(vectors, labels, query, gallery, (1, 2, 3))
-        return
-    shared = (query & gallery).any()
-    if gallery.sum() - shared < 3:
-        return
-    found = evaluate_retrieval(vectors, labels, query, gallery, (1, 2, 3))
-    for name, values in expected.items():
-        np.testing.assert_allclose(found.per_query[name], values, atol=1e-12, rtol=0)
+            evaluate_retrieval(vectors, labels, query, gallery, KS, **call)
+        return False
+    task = make_task(len(labels), labels, query, gallery, groups, exclude)
+    relevant, candidates = counting.relevant_and_candidates(task)
+    if candidates[relevant > 0].max() < max(KS):
+        with pytest.raises(EvaluationError, match="was asked for, but a query has"):
+            evaluate_retrieval(vectors, labels, query, gallery, KS, **call)
+        return False
+    found = evaluate_retrieval(vectors, labels, query, gallery, KS, **call)
+    assert found.query_rows.tolist() == list(expected)
     assert found.queries + found.excluded == query.sum()
+    for name, values in found.per_query.items():
+        np.testing.assert_allclose(values, [row[name] for row in expected.values()], atol=1e-12, rtol=0, err_msg=name)
+    assert all(0 <= value <= 1 for value in found.metrics.values())
+    return True
 
 
-def test_every_seed_is_not_skipped():
-    kept = sum(len(by_definition(*untidy(seed), (1,))["map@r"]) > 0 for seed in range(60))
-    assert kept > 40
+@pytest.mark.parametrize("exclude", ["none", "same class", "all"])
+def test_equal_to_the_definition_on_untidy_input(engine, exclude):
+    kept = sum(check(seed, exclude, levels=False) for seed in range(100))
+    kept += sum(check(seed, exclude, levels=True) for seed in range(50) if exclude != "same class")
+    assert kept > (60 if exclude == "none" else 20)
 
 
 def clustered(n=700, classes=30, d=16, seed=0):
@@ -78,50 +132,102 @@ def clustered(n=700, classes=30, d=16, seed=0):
     return vectors.astype(np.float32), labels
 
 
+def spoil(vectors, kind):
+    """The same vectors in a form that float32 or a row order could stumble over."""
+    if kind == "quantised":
+        return np.round(vectors)
+    if kind == "duplicates":
+        return np.repeat(vectors[::3], 3, axis=0)[: len(vectors)]
+    if kind == "constant":
+        return np.ones_like(vectors)
+    if kind == "cone":
+        return (1 + 1e-4 * vectors).astype(np.float32)
+    if kind == "far outlier":
+        return np.concatenate([vectors[:-1] * 1e-3, vectors[-1:] + 1e4])
+    if kind == "hash codes":
+        return np.sign(vectors)
+    return vectors
+
+
+def by_ranking(vectors, labels, query, gallery, distance):
+    """Recall@1, R-precision and MRR of untied rankings, and the ranks behind them, from float64 distances of all pairs."""
+    wide = vectors.astype(np.float64)
+    if distance == "cosine":
+        wide = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    result = {"recall@1": [], "mrr": [], "found@8": []}
+    for q in np.flatnonzero(query):
+        others = np.flatnonzero(gallery)
+        others = others[others != q]
+        right = labels[others] == labels[q]
+        if not right.any():
+            continue
+        d = ((wide[others] - wide[q]) ** 2).sum(axis=1)
+        ranks = rankdata(d, method="ordinal")[right]
+        assert len(np.unique(d)) == len(d)
+        result["recall@1"].append(float(ranks.min() == 1))
+        result["mrr"].append(1 / ranks.min())
+        result["found@8"].append((ranks <= 8).mean())
+    return {name: np.array(values) for name, values in result.items()}
+
+
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-def test_agrees_with_pytorch_metric_learning_where_that_is_right(distance):
-    vectors, labels = clustered()
+@pytest.mark.parametrize("kind", ["spread", "cone", "far outlier"])
+def test_equal_to_float64_where_float32_is_not_enough(engine, kind, distance):
+    vectors, labels = clustered(300, 3, 8)  # about 100 relevant items: thresholds are searched, not compared one by one
+    vectors = spoil(vectors, kind)
+    query, gallery = np.arange(300) % 4 > 0, np.arange(300) % 5 > 0
+    expected = by_ranking(vectors, labels, query, gallery, distance)
+    found = evaluate_retrieval(vectors, labels, query, gallery, distance=distance)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found.per_query[name], values, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("classes", [3, 200])
+@pytest.mark.parametrize("kind", ["spread", "quantised", "duplicates", "constant", "cone", "hash codes"])
+def test_every_engine_gives_the_same(kind, classes, monkeypatch):
+    vectors, labels = clustered(400, classes, 6)
+    vectors = spoil(vectors, kind)
+    first = evaluate_retrieval(vectors, labels)
+    monkeypatch.setattr(counting, "_TILE", (64, 50))
+    monkeypatch.setattr(counting, "_THRESHOLDS", 3000)
+    monkeypatch.setattr(counting, "_PAIRS", 1)
+    second = evaluate_retrieval(vectors, labels)
+    for name, values in first.per_query.items():
+        np.testing.assert_allclose(second.per_query[name], values, atol=1e-12, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("classes", [30, 3])
+def test_agrees_with_pytorch_metric_learning_where_that_is_right(distance, classes):
+    vectors, labels = clustered(classes=classes)
     if distance == "cosine":
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    names = ("precision_at_1", "mean_average_precision_at_r")
-    peer = AccuracyCalculator(include=names, k="max_bin_count").get_accuracy(
+    peers = {
+        "precision_at_1": "recall@1",
+        "r_precision": "r_precision",
+        "mean_average_precision_at_r": "map@r",
+        "mean_average_precision": "map",
+        "mean_reciprocal_rank": "mrr",
+    }
+    peer = AccuracyCalculator(include=tuple(peers), k=len(labels) - 1).get_accuracy(
         torch.from_numpy(vectors), torch.from_numpy(labels)
     )
     found = evaluate_retrieval(vectors, labels, distance=distance)
-    assert found.metrics["recall@1"] == pytest.approx(peer["precision_at_1"], abs=1e-6)
-    assert found.metrics["map@r"] == pytest.approx(peer["mean_average_precision_at_r"], abs=1e-6)
+    for theirs, ours in peers.items():
+        assert found.metrics[ours] == pytest.approx(peer[theirs], abs=1e-6), ours
 
 
-@pytest.mark.parametrize("kind", ["spread", "quantised", "duplicates", "split"])
-def test_long_lists_by_one_product_agree_with_short_ones_by_faiss(kind, monkeypatch):
-    vectors, labels = clustered(300, 6, 4)
-    query = gallery = None
-    if kind == "quantised":
-        vectors = np.round(vectors)
-    if kind == "duplicates":
-        vectors = np.repeat(vectors[::3], 3, axis=0)
-    if kind == "split":
-        query = np.arange(300) % 5 == 0
-        gallery = np.arange(300) % 5 != 1
-    by_faiss = evaluate_retrieval(vectors, labels, query, gallery)
-    monkeypatch.setattr("lossopt.retrieval.evaluation._LONG_LIST", 20)
-    monkeypatch.setattr("lossopt.retrieval.evaluation._LIST_CELLS", 2_000)
-    by_product = evaluate_retrieval(vectors, labels, query, gallery)
-    for name, values in by_faiss.per_query.items():
-        np.testing.assert_allclose(by_product.per_query[name], values, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("kind", ["spread", "constant", "quantised"])
-def test_row_order_cannot_change_a_number(kind):
-    vectors, labels = clustered(200, 8, 4)
-    if kind == "constant":
-        vectors[:] = 1
-    if kind == "quantised":
-        vectors = np.round(vectors)
-    first = evaluate_retrieval(vectors, labels).metrics
-    for seed in range(20):
+@pytest.mark.parametrize("kind", ["spread", "constant", "quantised", "duplicates", "hash codes"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_row_order_cannot_change_a_number(kind, distance):
+    vectors, labels = clustered(150, 8, 4)
+    vectors = spoil(vectors, kind)
+    vectors[~vectors.any(axis=1)] += 1  # the cosine distance needs a direction
+    groups = labels % 3
+    first = evaluate_retrieval(vectors, labels, distance=distance, levels=groups).metrics
+    for seed in range(100):
         order = np.random.default_rng(seed).permutation(len(labels))
-        again = evaluate_retrieval(vectors[order], labels[order]).metrics
+        again = evaluate_retrieval(vectors[order], labels[order], distance=distance, levels=groups[order]).metrics
         assert again == pytest.approx(first, abs=1e-12)
 
 
@@ -132,38 +238,52 @@ def test_a_collapsed_model_scores_what_chance_scores_and_is_named():
     assert found.collapse.collapsed
 
 
-@pytest.mark.parametrize("width", [1e-3, 1e-4, 1e-5])
-def test_a_cone_is_named_a_collapse(width):
-    rng = np.random.default_rng(0)
-    cone = np.ones((300, 16)) / 4 + width * rng.normal(size=(300, 16))
-    found = evaluate_retrieval(cone.astype(np.float32), np.arange(300) // 10)
-    assert found.collapse.collapsed
-
-
-def test_healthy_embeddings_are_not_named_a_collapse():
-    for seed in range(10):
-        assert not evaluate_retrieval(*clustered(seed=seed)).collapse.collapsed
+def test_large_groups_of_ties_are_summed_in_closed_form():
+    labels = np.repeat(np.arange(20), 60)  # one group of 1,199 ties per query
+    found = evaluate_retrieval(np.ones((1200, 2), dtype=np.float32), labels, ks=(1, 100))
+    rng, simulated = np.random.default_rng(0), []
+    for _ in range(4000):
+        hits = rng.permutation(np.arange(1199) < 59)
+        precisions = np.cumsum(hits) / np.arange(1, 1200)
+        simulated.append((hits[:100].any(), (precisions * hits)[:59].sum() / 59, (precisions * hits).sum() / 59))
+    mean, error = np.mean(simulated, axis=0), np.std(simulated, axis=0) / np.sqrt(4000)
+    ours = [found.metrics[name] for name in ("recall@100", "map@r", "map")]
+    assert (np.abs(ours - mean) < 4 * error + 1e-9).all()
+    chance = 1 - math.comb(1199 - 59, 100) / math.comb(1199, 100)
+    assert found.metrics["recall@100"] == pytest.approx(chance, abs=1e-12)
 
 
 def test_an_image_never_finds_itself_even_among_duplicates():
     vectors = np.array([[0, 0], [0, 0], [5, 5], [5, 5]], dtype=np.float32)
     found = evaluate_retrieval(vectors, np.array([0, 1, 2, 2]), ks=(1,))
     assert found.per_query["recall@1"].tolist() == [1.0, 1.0]  # only rows 2 and 3 have anything to find
-    assert found.neighbours[0][0] == 3
+    assert found.query_rows.tolist() == [2, 3]
 
 
-def test_the_faiss_lists_agree_with_the_evaluation():
-    vectors, labels = clustered()
-    found = evaluate_retrieval(vectors, labels)
-    listed = NeighbourIndex(vectors).search(vectors, 11)
-    for row in range(len(labels)):
-        assert [g for g in listed.rows[row] if g != row][:5] == found.neighbours[row][:5].tolist()
+@pytest.mark.parametrize("exclude", ["none", "same class", "all"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("kind", ["spread", "quantised", "duplicates", "cone"])
+def test_the_faiss_lists_agree_with_the_counts(kind, distance, exclude):
+    vectors, labels = clustered(300, 20, 6)
+    vectors = spoil(vectors, kind)
+    vectors[~vectors.any(axis=1)] += 1
+    query, gallery, groups = np.arange(300) % 3 > 0, np.arange(300) % 4 > 0, np.arange(300) % 7
+    task = make_task(300, labels, query, gallery, groups, exclude)
+    found = evaluate_retrieval(vectors, labels, query, gallery, (1, 5), distance, groups=groups, exclude=exclude)
+    lists = nearest(vectors, task, found.query_rows, 300, distance)
+    assert (lists.distances[:, 1:] >= lists.distances[:, :-1]).all()
+    right = (task.labels[lists.rows] == task.labels[found.query_rows][:, None]) & (lists.rows >= 0)
+    assert (right.sum(axis=1) == found.relevant).all()
+    assert (np.isfinite(lists.distances).sum(axis=1) == found.candidates).all()
+    if kind in ("spread", "cone"):  # without ties a list has one order
+        np.testing.assert_array_equal(right[:, :1].any(axis=1), found.per_query["recall@1"])
+        np.testing.assert_array_equal(right[:, :5].any(axis=1), found.per_query["recall@5"])
 
 
 def test_what_has_no_answer_is_refused():
     vectors, labels = clustered(50, 5, 4)
     spoilt = vectors.copy()
-    spoilt[[3, 7], 1] = np.nan
+    spoilt[3, 1], spoilt[7, 0] = np.nan, np.inf
     with pytest.raises(EvaluationError, match=r"2 of 50 embeddings are NaN or infinite, first rows: \[3, 7\]"):
         evaluate_retrieval(spoilt, labels)
     with pytest.raises(EvaluationError, match="None of the 50 queries has another image of its class"):
@@ -174,6 +294,20 @@ def test_what_has_no_answer_is_refused():
         evaluate_retrieval(vectors, labels, ks=(50,))
     with pytest.raises(EvaluationError, match="0 queries"):
         evaluate_retrieval(np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.int64))
+    with pytest.raises(EvaluationError, match=r"Every match of the 50 queries .* group, 5 groups, 50 gallery .* 50 q"):
+        evaluate_retrieval(vectors, labels, groups=labels, exclude="same class")
+    with pytest.raises(EvaluationError, match=r"2 of 50 embeddings are all zeros .* first rows: \[1, 2\]"):
+        evaluate_retrieval(np.where(np.isin(np.arange(50), [1, 2])[:, None], 0, vectors), labels, distance="cosine")
+    with pytest.raises(EvaluationError, match="overflow float64"):
+        evaluate_retrieval(vectors.astype(np.float64) * 1e160, labels)
+
+
+def test_rows_outside_the_task_may_be_anything():
+    vectors, labels = clustered(50, 5, 4)
+    vectors[3] = np.nan
+    used = np.arange(50) != 3
+    with_bad = evaluate_retrieval(vectors, labels, used, used).metrics
+    assert with_bad == pytest.approx(evaluate_retrieval(vectors[used], labels[used]).metrics, abs=1e-12)
 
 
 def test_arguments_of_the_wrong_kind_are_refused():
@@ -184,11 +318,40 @@ def test_arguments_of_the_wrong_kind_are_refused():
         ({"distance": "cos"}, "'euclidean' or 'cosine', got 'cos'"),
         ({"query": np.arange(10)}, r"query must be \(50,\) booleans, one per row, got int64"),
         ({"gallery": np.ones(49, dtype=bool)}, r"gallery must be \(50,\)"),
+        ({"exclude": "all"}, "there are no groups"),
+        ({"exclude": "camera"}, "exclude must be one of"),
+        ({"levels": np.arange(50)}, "more than one of its groups"),
+        ({"levels": np.arange(49)}, r"levels must be \(50,\)"),
+        ({"levels": labels, "groups": labels, "exclude": "same class"}, "cannot be combined"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_retrieval(vectors, labels, **changes)
-    with pytest.raises(ValueError, match="One label per embedding"):
+    with pytest.raises(ValueError, match=r"One of labels per embedding: got \(49,\)"):
         evaluate_retrieval(vectors, labels[:-1])
+    with pytest.raises(ValueError, match="floating-point numbers merge large ids"):
+        evaluate_retrieval(vectors, labels.astype(np.float32))
+
+
+def test_labels_are_exact():
+    vectors = np.array([[0.0], [0.1], [5.0], [5.1]])
+    for labels in (np.array([2**24, 2**24 + 1] * 2), np.array([2**53, 2**53 + 1] * 2), np.array(["001", "1"] * 2)):
+        assert evaluate_retrieval(vectors, labels, ks=(1,)).metrics["recall@1"] == 0
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64", "int8", "fortran", "strided", "read-only map"])
+def test_any_kind_of_array_gives_the_same(kind, tmp_path):
+    vectors, labels = clustered(120, 10, 6)
+    vectors = np.round(vectors * 8)
+    expected = evaluate_retrieval(vectors, labels).metrics
+    given = {
+        "float16": lambda: vectors.astype(np.float16),
+        "float64": lambda: vectors.astype(np.float64),
+        "int8": lambda: vectors.astype(np.int8),
+        "fortran": lambda: np.asfortranarray(vectors),
+        "strided": lambda: np.repeat(vectors, 2, axis=1)[:, ::2],
+        "read-only map": lambda: (np.save(tmp_path / "v.npy", vectors), np.load(tmp_path / "v.npy", mmap_mode="r"))[1],
+    }[kind]()
+    assert evaluate_retrieval(given, labels).metrics == expected
 
 
 def test_tensors_and_lists_are_taken_as_arrays():
@@ -198,8 +361,23 @@ def test_tensors_and_lists_are_taken_as_arrays():
     assert evaluate_retrieval(vectors.tolist(), labels.tolist()).metrics == pytest.approx(expected, abs=1e-3)
 
 
+def test_scale_and_shift_change_nothing():
+    vectors, labels = clustered(200, 20, 6)
+    expected = evaluate_retrieval(vectors, labels).metrics
+    for scale, shift in ((2.0**100, 0), (2.0**-100, 0), (1, 64)):
+        moved = vectors.astype(np.float64) * scale + shift
+        assert evaluate_retrieval(moved, labels).metrics == pytest.approx(expected, abs=1e-12)
+
+
 def test_lone_queries_are_counted_and_both_means_given():
     vectors = np.array([[0.0], [0.1], [9.0]], dtype=np.float32)
     found = evaluate_retrieval(vectors, np.array([0, 0, 1]), ks=(1,))
     assert (found.queries, found.excluded) == (2, 1)
     assert found.metrics["recall@1"] == 1 and found.metrics_all_queries["recall@1"] == pytest.approx(2 / 3)
+
+
+def test_distractors_are_counted():
+    vectors, labels = clustered(60, 5, 4)
+    query = np.isin(labels, [0, 1]) & (np.arange(60) % 2 == 0)
+    found = evaluate_retrieval(vectors, labels, query)
+    assert found.distractors == (~np.isin(labels, np.unique(labels[query]))).sum()
