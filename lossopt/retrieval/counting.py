@@ -23,6 +23,7 @@ from lossopt.retrieval.metrics import HitGroups
 from lossopt.retrieval.task import Task
 
 _TILE = (512, 4096)  # queries x gallery items of one product
+_SQUARE = 2040  # side of a product that serves rows and columns; rows a power of two apart share cache lines
 _CHUNK_BYTES = 2**24  # of the vectors of a chunk of queries
 _THRESHOLDS = 2**20  # of a chunk of queries
 _PAIRS = 128  # doubtful items of one query in one tile, before its chunk turns to float64
@@ -69,9 +70,9 @@ def rank_relevant(
     Raises:
         EvaluationError: rows that are NaN or infinite, too large, or of length zero under the cosine distance; named.
     """
-    counting = _Counting(embeddings, task, distance, query_embeddings)
-    with ThreadPoolExecutor(counting.threads) as pool:
-        yield from counting.chunks(pool)
+    threads = _threads()
+    with ThreadPoolExecutor(threads) as pool:
+        yield from _Counting(embeddings, task, distance, query_embeddings, threads, pool).chunks()
 
 
 @dataclass
@@ -85,12 +86,16 @@ class _Block:
     squares: np.ndarray
     groups: np.ndarray
 
+    def some(self, part: slice) -> "_Block":
+        """Views of some of the rows."""
+        columns = (self.rows, self.raw, self.scale, self.near, self.squares, self.groups)
+        return _Block(*(column[part] for column in columns))
+
 
 @dataclass
 class _Chunk:
     """Queries of one chunk with their thresholds: offset and count per query; edges and counts per tie group."""
 
-    block: _Block
     positions: np.ndarray
     class_start: np.ndarray
     class_stop: np.ndarray
@@ -108,11 +113,18 @@ class _Counting:
     """One evaluation: the gallery in the order of its classes; what the working copies are shifted and scaled by."""
 
     def __init__(
-        self, embeddings: np.ndarray, task: Task, distance: Distance, query_embeddings: np.ndarray | None
+        self,
+        embeddings: np.ndarray,
+        task: Task,
+        distance: Distance,
+        query_embeddings: np.ndarray | None,
+        threads: int,
+        pool: ThreadPoolExecutor,
     ) -> None:
         self.embeddings, self.task, self.distance = embeddings, task, distance
-        self.asked, self.own = (embeddings, True) if query_embeddings is None else (query_embeddings, False)
-        self.threads = _threads()
+        self.own = query_embeddings is None
+        self.asked = embeddings if query_embeddings is None else query_embeddings
+        self.threads, self.pool = threads, pool
         relevant, _ = relevant_and_candidates(task)
         labels = task.labels
         self.gallery = task.gallery_rows[np.argsort(labels[task.gallery_rows], kind="stable")]
@@ -124,7 +136,7 @@ class _Counting:
         self.by_group = task.exclude == "all" and task.groups is not None
         self.groups = np.zeros(len(labels), dtype=np.int64) if task.groups is None else task.groups
         self.scale = _lengths(embeddings, distance, task)
-        self.query_scale = self.scale if self.own else _lengths(query_embeddings, distance, None)
+        self.query_scale = self.scale if self.own else _lengths(self.asked, distance, None)
         self.tiny = 1e-30 if distance == "cosine" else 0.0
         self._centre()
 
@@ -147,19 +159,23 @@ class _Counting:
         shrink = 2.0 ** -np.ceil(np.log2(largest) / 2) if largest > 1e-280 else 1.0
         self.centre, self.scale, self.query_scale = self.centre * shrink, self.scale * shrink, self.query_scale * shrink
 
-    def chunks(self, pool: ThreadPoolExecutor) -> Iterator[RankedChunk]:
-        """Chunks whose vectors and thresholds fit."""
-        most = max(1, _CHUNK_BYTES // (4 * self.embeddings.shape[1]))
+    def chunks(self) -> Iterator[RankedChunk]:
+        """Chunks whose vectors and thresholds fit; all at once if each product can serve both sides."""
         size = np.concatenate([[0], np.cumsum(self.class_stop - self.class_start)])
+        square = self.own and np.array_equal(self.task.query_rows, self.task.gallery_rows) and size[-1] <= _THRESHOLDS
+        most = len(self.positions) if square else max(1, _CHUNK_BYTES // (4 * self.embeddings.shape[1]))
         start = 0
         while start < len(self.positions):
             stop = int(np.searchsorted(size, size[start] + _THRESHOLDS, side="right")) - 1
             stop = min(max(stop, start + 1), start + most, len(self.positions))
-            chunk = self._thresholds(start, stop, pool)
-            self._count(chunk, np.arange(stop - start), _FLOAT32, pool)
+            chunk = self._thresholds(start, stop)
+            if square:
+                self._count_square(chunk)
+            else:
+                self._count(chunk, np.arange(stop - start), _FLOAT32)
             for exact in (False, True):
                 if chunk.doubtful.any():
-                    self._count_again(chunk, pool, exact)
+                    self._count_again(chunk, exact)
             yield RankedChunk(chunk.positions, _hit_groups(chunk))
             start = stop
 
@@ -176,98 +192,124 @@ class _Counting:
         kernels.squared_norms(near, squares)
         return _Block(rows, raw, scale[at], near, squares, self.groups[rows])
 
-    def _thresholds(self, start: int, stop: int, pool: ThreadPoolExecutor) -> _Chunk:
+    def _thresholds(self, start: int, stop: int) -> _Chunk:
         """Exact distances to the relevant items, sorted, with ties joined."""
-        positions = self.positions[start:stop]
-        block = self._block(self.task.query_rows[positions], _FLOAT32, positions)
+        n, positions = stop - start, self.positions[start:stop]
         first, last = self.class_start[start:stop], self.class_stop[start:stop]
         offset = np.concatenate([[0], np.cumsum(last - first)])
         distances = np.empty(offset[-1])
         same_group = self.task.exclude != "none" and self.task.groups is not None
-        for begin in range(int(first[0]), int(last[-1]), _TILE[1]):
-            items = self._block(self.gallery[begin : min(begin + _TILE[1], int(last[-1]))], _FLOAT32)
-            _spread(
-                pool,
-                self.threads,
-                stop - start,
-                kernels.relevant_distances,
-                *(block.raw, block.scale, block.rows, block.groups),
-                *(items.raw, items.scale, items.rows, items.groups),
-                *(begin, first, last, same_group, offset, distances),
-            )
-        entries = len(distances)
-        low, high, hits = np.empty(entries), np.empty(entries), np.empty(entries, dtype=np.int64)
-        count = np.empty(stop - start, dtype=np.int64)
-        _spread(
-            pool,
-            self.threads,
-            stop - start,
-            kernels.group_ties,
-            *(offset, distances, self.tiny, low, high, hits, count),
-        )
-        below, equal = np.zeros(entries, dtype=np.int64), np.zeros(entries, dtype=np.int64)
-        doubtful = np.zeros(stop - start, dtype=bool)
-        return _Chunk(block, positions, first, last, offset, count, low, high, hits, below, equal, doubtful)
+        for part in self._parts(n, _FLOAT32):
+            queries = self._queries(positions[part], _FLOAT32)
+            for begin in range(int(first[part][0]), int(last[part][-1]), _TILE[1]):
+                items = self._block(self.gallery[begin : min(begin + _TILE[1], int(last[part][-1]))], _FLOAT32)
+                self._spread(
+                    len(positions[part]),
+                    kernels.relevant_distances,
+                    *(queries.raw, queries.scale, queries.rows, queries.groups),
+                    *(items.raw, items.scale, items.rows, items.groups),
+                    *(begin, first[part], last[part], same_group, offset[part], distances),
+                )
+        low, high, hits = np.empty(len(distances)), np.empty(len(distances)), np.empty(len(distances), dtype=np.int64)
+        count = np.empty(n, dtype=np.int64)
+        self._spread(n, kernels.group_ties, *(offset, distances, self.tiny, low, high, hits, count))
+        below, equal = np.zeros_like(hits), np.zeros_like(hits)
+        doubtful = np.zeros(n, dtype=bool)
+        return _Chunk(positions, first, last, offset, count, low, high, hits, below, equal, doubtful)
 
-    def _count(
-        self, chunk: _Chunk, some: np.ndarray, dtype: np.dtype, pool: ThreadPoolExecutor, exact: bool = False
-    ) -> None:
+    def _parts(self, n: int, dtype: np.dtype) -> list[slice]:
+        step = max(1, _CHUNK_BYTES // (dtype.itemsize * self.embeddings.shape[1]))
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+    def _queries(self, positions: np.ndarray, dtype: np.dtype) -> _Block:
+        return self._block(self.task.query_rows[positions], dtype, positions)
+
+    def _count(self, chunk: _Chunk, some: np.ndarray, dtype: np.dtype, exact: bool = False) -> None:
         """Streams the gallery past the queries `some` of a chunk, in products of `dtype` or, if `exact`, distances."""
-        queries = (
-            chunk.block if dtype == _FLOAT32 else self._block(chunk.block.rows[some], dtype, chunk.positions[some])
-        )
+        memory = np.empty(_TILE[0] * _TILE[1], dtype=dtype)
+        for part in self._parts(len(some), dtype):
+            queries = self._queries(chunk.positions[some[part]], dtype)
+            for first in range(0, len(self.gallery), _TILE[1]):
+                items = self._block(self.gallery[first : first + _TILE[1]], dtype)
+                for begin in range(0, len(queries.rows), _TILE[0]):
+                    rows = slice(begin, min(begin + _TILE[0], len(queries.rows)))
+                    shape = (rows.stop - begin, len(items.rows))
+                    product = memory[: shape[0] * shape[1]].reshape(shape)
+                    if exact:
+                        pairs = (queries.raw[rows], queries.scale[rows], items.raw, items.scale)
+                        self._spread(shape[0], kernels.exact_tile, *pairs, product)
+                    else:
+                        np.matmul(queries.near[rows], items.near.T, out=product)
+                    self._count_tile(chunk, some[part][rows], queries.some(rows), items, first, product, exact)
+
+    def _count_square(self, chunk: _Chunk) -> None:
+        """Queries are the gallery: a product of two blocks counts for the rows and, transposed, for the columns."""
+        place = np.full(len(self.embeddings), -1)
+        place[self.task.query_rows[chunk.positions]] = np.arange(len(chunk.positions))
+        memory = np.empty((2, _SQUARE * _SQUARE), dtype=np.float32)
+        for top in range(0, len(self.gallery), _SQUARE):
+            above = self._block(self.gallery[top : top + _SQUARE], _FLOAT32)
+            for left in range(top, len(self.gallery), _SQUARE):
+                beside = above if left == top else self._block(self.gallery[left : left + _SQUARE], _FLOAT32)
+                shape = (len(above.rows), len(beside.rows))
+                product, turned = memory[:, : shape[0] * shape[1]]
+                product, turned = product.reshape(shape), turned.reshape(shape[::-1])
+                np.matmul(above.near, beside.near.T, out=product)
+                self._count_tile(chunk, place[above.rows], above, beside, left, product)
+                if left != top:
+                    self._spread(shape[1], kernels.transpose, product, turned)
+                    self._count_tile(chunk, place[beside.rows], beside, above, top, turned)
+
+    def _count_tile(
+        self,
+        chunk: _Chunk,
+        some: np.ndarray,
+        queries: _Block,
+        items: _Block,
+        first: int,
+        product: np.ndarray,
+        exact: bool = False,
+    ) -> None:
+        """Counts one tile. some: place of each query in the chunk, -1 for a row that asks nothing."""
+        dtype, n = product.dtype, len(some)
         # rounding of a product of d terms, with a wide margin over what is observed (at most 7 where this says 12)
         unit = 0.0 if exact else float(np.finfo(dtype).eps) / 2 * (12 + np.sqrt(self.embeddings.shape[1]) / 2)
-        norms = np.zeros(len(some)) if exact else queries.squares
-        columns = (chunk.class_start[some], chunk.class_stop[some])
-        offset, count = chunk.offset[some], chunk.count[some]
-        doubtful = np.zeros(len(some), dtype=bool)
-        counts = (chunk.low, chunk.high, chunk.below, chunk.equal)
-        b, m = _TILE
-        lists = (np.empty((b, _PAIRS), dtype=np.int64), np.empty((b, _PAIRS), dtype=dtype), np.zeros(b, dtype=np.int64))
-        memory = np.empty(b * m, dtype=dtype)
-        for first in range(0, len(self.gallery), m):
-            items = self._block(self.gallery[first : first + m], dtype)
-            squares = np.zeros(len(items.rows)) if exact else items.squares.astype(dtype)
-            reach = np.sqrt(items.squares.max())
-            for begin in range(0, len(some), b):
-                part = slice(begin, min(begin + b, len(some)))
-                size = part.stop - begin
-                pairs = (queries.raw[part], queries.scale[part], items.raw, items.scale)
-                product = memory[: size * len(squares)].reshape(size, len(squares))
-                if exact:
-                    _spread(pool, self.threads, size, kernels.exact_tile, *pairs, product)
-                else:
-                    np.matmul(queries.near[part], items.near.T, out=product)
-                error = unit * (np.sqrt(queries.squares[part]) + reach) ** 2
-                _spread(
-                    pool,
-                    self.threads,
-                    size,
-                    kernels.count_tile,
-                    *(product, dtype.type(1 if exact else -2), squares, norms[part], error, first),
-                    *(columns[0][part], columns[1][part], self.by_group, queries.groups[part], items.groups),
-                    *(offset[part], count[part], *counts, doubtful[part], _ACCEPT if dtype == _FLOAT64 else -1.0),
-                    *(_PAIRS, *lists),
-                )
-                _spread(
-                    pool,
-                    self.threads,
-                    size,
-                    kernels.settle,
-                    *(*pairs, norms[part], error, offset[part], count[part], *counts, doubtful[part], *lists),
-                )
-        chunk.doubtful[some] = doubtful
+        norms, squares = (np.zeros(n), np.zeros(len(items.rows))) if exact else (queries.squares, items.squares)
+        error = unit * (np.sqrt(queries.squares) + np.sqrt(items.squares.max())) ** 2
+        offset, count = chunk.offset[some], np.where(some >= 0, chunk.count[some], 0)
+        doubtful = chunk.doubtful[some]
+        counts = (chunk.low, chunk.high, chunk.below, chunk.equal, doubtful)
+        lists = (np.empty((n, _PAIRS), dtype=np.int64), np.empty((n, _PAIRS), dtype=dtype), np.zeros(n, dtype=np.int64))
+        self._spread(
+            n,
+            kernels.count_tile,
+            *(product, dtype.type(1 if exact else -2), squares.astype(dtype), norms, error),
+            *(first, chunk.class_start[some], chunk.class_stop[some], self.by_group, queries.groups, items.groups),
+            *(offset, count, *counts, _ACCEPT if dtype == _FLOAT64 else -1.0, _PAIRS, *lists),
+        )
+        pairs = (queries.raw, queries.scale, items.raw, items.scale)
+        self._spread(n, kernels.settle, *(*pairs, norms, error, offset, count, *counts, *lists))
+        asking = some >= 0
+        chunk.doubtful[some[asking]] = doubtful[asking]
 
-    def _count_again(self, chunk: _Chunk, pool: ThreadPoolExecutor, exact: bool) -> None:
+    def _count_again(self, chunk: _Chunk, exact: bool) -> None:
         """Queries with many items too close to tell in float32: products in float64, or the distances themselves."""
         some = np.flatnonzero(chunk.doubtful)
-        step = max(1, _CHUNK_BYTES // (8 * self.embeddings.shape[1]))
-        for start in range(0, len(some), step):
-            part = some[start : start + step]
-            entries = np.concatenate([np.arange(chunk.offset[i], chunk.offset[i] + chunk.count[i]) for i in part])
+        for i in some:
+            entries = slice(chunk.offset[i], chunk.offset[i] + chunk.count[i])
             chunk.below[entries] = chunk.equal[entries] = 0
-            self._count(chunk, part, _FLOAT64, pool, exact)
+        chunk.doubtful[:] = False
+        self._count(chunk, some, _FLOAT64, exact)
+
+    def _spread(self, n: int, kernel: Callable[..., None], *arguments: object) -> None:
+        """Runs kernel(begin, end, ...) over 0..n, a share per thread."""
+        edges = np.linspace(0, n, min(self.threads, n) + 1, dtype=np.int64)
+        if len(edges) == 2:
+            kernel(0, n, *arguments)
+            return
+        parts = [self.pool.submit(kernel, int(a), int(b), *arguments) for a, b in itertools.pairwise(edges)]
+        for done in parts:
+            done.result()
 
 
 def _hit_groups(chunk: _Chunk) -> HitGroups:
@@ -318,13 +360,3 @@ def _threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(int(asked), there) if asked.isdigit() and int(asked) > 0 else there
-
-
-def _spread(pool: ThreadPoolExecutor, threads: int, n: int, kernel: Callable[..., None], *arguments: object) -> None:
-    """Runs kernel(begin, end, ...) over 0..n, a share per thread."""
-    edges = np.linspace(0, n, min(threads, n) + 1, dtype=np.int64)
-    if len(edges) == 2:
-        kernel(0, n, *arguments)
-        return
-    for done in [pool.submit(kernel, int(a), int(b), *arguments) for a, b in itertools.pairwise(edges)]:
-        done.result()

@@ -197,7 +197,7 @@ def _refuse(task: Task, relevant: np.ndarray, candidates: np.ndarray, ks: tuple[
     asked = relevant > 0
     if not asked.any():
         queries, gallery = len(relevant), len(task.gallery_rows)
-        if task.exclude == "none":
+        if task.groups is None or task.exclude == "none":
             raise EvaluationError(
                 f"None of the {queries} queries has another image of its class among the {gallery} gallery images, so "
                 "there is nothing to find. Check the labels and the query and gallery columns."

@@ -183,6 +183,57 @@ def _search_among(
 
 
 @_compiled
+def _fill(
+    values: np.ndarray,
+    i: int,
+    product: np.ndarray,
+    factor: float,
+    squares: np.ndarray,
+    start: int,
+    stop: int,
+    by_group: bool,
+    query_group: int,
+    item_groups: np.ndarray,
+) -> None:
+    """Squared distances of query i, but for |q|^2; infinite for its own class, start..stop, and its left-out group."""
+    for j in range(values.shape[0]):
+        values[j] = squares[j] + factor * product[i, j]
+    for j in range(max(start, 0), min(stop, values.shape[0])):
+        values[j] = np.inf
+    if by_group:
+        for j in range(values.shape[0]):
+            if item_groups[j] == query_group:
+                values[j] = np.inf
+
+
+@_compiled
+def _list_unsettled(
+    values: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    first: int,
+    p: int,
+    most: int,
+    pair_item: np.ndarray,
+    pair_value: np.ndarray,
+) -> int:
+    """Lists the values between the edges of a threshold, from the first..p-th; returns how many, at most most + 1."""
+    kept = 0
+    for j in range(values.shape[0]):
+        value = values[j]
+        if value > upper[p - 1] or value < lower[first]:
+            continue
+        place = _place(value, lower, p)
+        if place > 0 and value <= upper[place - 1]:
+            if kept == most:
+                return most + 1
+            pair_item[kept] = j
+            pair_value[kept] = value
+            kept += 1
+    return kept
+
+
+@_compiled
 def count_tile(
     begin: int,
     end: int,
@@ -217,8 +268,7 @@ def count_tile(
     of them. More than that are ties and raise `equal` if the error is at most the share `accept` of the distance;
     otherwise the query is marked doubtful.
     """
-    m = product.shape[1]
-    values = np.empty(m, dtype=product.dtype)
+    values = np.empty(product.shape[1], dtype=product.dtype)
     lower = np.empty(int(count[begin:end].max()), dtype=product.dtype)
     upper = np.empty(lower.shape[0], dtype=product.dtype)
     unsettled = np.empty(lower.shape[0], dtype=np.int64)
@@ -226,14 +276,8 @@ def count_tile(
         p, base = count[i], offset[i]
         if doubtful[i] or p == 0:
             continue
-        for j in range(m):
-            values[j] = squares[j] + factor * product[i, j]
-        for j in range(max(class_start[i] - first, 0), min(class_stop[i] - first, m)):
-            values[j] = np.inf
-        if by_group:
-            for j in range(m):
-                if item_groups[j] == query_groups[i]:
-                    values[j] = np.inf
+        start, stop = class_start[i] - first, class_stop[i] - first
+        _fill(values, i, product, factor, squares, start, stop, by_group, query_groups[i], item_groups)
         for k in range(p):
             lower[k] = low[base + k] - query_squares[i] - error[i]
             upper[k] = high[base + k] - query_squares[i] + error[i]
@@ -242,22 +286,12 @@ def count_tile(
             _compare_with_each(values, lower, upper, p, below[base : base + p], unsettled)
         else:
             _search_among(values, lower, upper, p, below[base : base + p], unsettled)
-        kept, nearest = 0, p
-        for k in range(p - 1, -1, -1):
-            if unsettled[k] > 0:
-                nearest = k
-        for j in range(m if nearest < p else 0):
-            value = values[j]
-            if value > upper[p - 1] or value < lower[nearest]:
-                continue
-            place = _place(value, lower, p)
-            if place > 0 and value <= upper[place - 1]:
-                if kept < most:
-                    pair_item[i, kept] = j
-                    pair_value[i, kept] = value
-                kept += 1
-                if kept > most:
-                    break
+        nearest = 0
+        while nearest < p and unsettled[nearest] == 0:
+            nearest += 1
+        if nearest == p:
+            continue
+        kept = _list_unsettled(values, lower, upper, nearest, p, most, pair_item[i], pair_value[i])
         if kept > most and error[i] <= max(accept * low[base + nearest], 0.0):
             kept = 0
             for k in range(p):
@@ -265,6 +299,17 @@ def count_tile(
         elif kept > most:
             doubtful[i] = True
         pairs[i] = kept
+
+
+@_compiled
+def transpose(begin: int, end: int, product: np.ndarray, out: np.ndarray) -> None:
+    """out[j] = column j of the product, j in begin..end, in squares that stay in the cache."""
+    side = 16
+    for j in range(begin, end, side):
+        for i in range(0, product.shape[0], side):
+            for row in range(i, min(i + side, product.shape[0])):
+                for column in range(j, min(j + side, end)):
+                    out[column, row] = product[row, column]
 
 
 @_compiled
