@@ -19,8 +19,7 @@ MAY_IMPORT = {
     "schedules": set(),
     "encoders": set(),
     "retrieval.metrics": set(),
-    "retrieval.index": set(),
-    "retrieval": {"errors"},
+    "retrieval": {"errors", "durable"},
     "miners": {"losses", "errors"},
     "tracking": {"errors"},
     "durable": {"errors"},
@@ -31,10 +30,14 @@ MAY_IMPORT = {
     "explain": set(),
     "config": {"errors", "explain", "retrieval"},
     "report": {"checkpoints", "data", "durable", "errors", "retrieval", "tracking"},
-    "runs": {"callbacks", "checkpoints", "config", "data", "errors", "modules", "retrieval", "tracking"},
+    "runs": {
+        *("callbacks", "checkpoints", "config", "data", "durable", "errors", "modules", "report", "retrieval"),
+        "tracking",
+    },
 }
 FENCES = {
     "faiss": {"retrieval/index.py"},
+    "numba": {"retrieval/kernels.py"},
     "wandb": {"tracking/"},
     "matplotlib": {"report/", "lab/"},
     "pytorch_lightning": {

@@ -57,7 +57,11 @@ def relevant_and_candidates(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank_relevant(
-    embeddings: np.ndarray, task: Task, distance: Distance = "euclidean", query_embeddings: np.ndarray | None = None
+    embeddings: np.ndarray,
+    task: Task,
+    distance: Distance = "euclidean",
+    query_embeddings: np.ndarray | None = None,
+    most: int | None = None,
 ) -> Iterator[RankedChunk]:
     """Ranks of the relevant items of each query that has any, a chunk of queries at a time.
 
@@ -66,13 +70,15 @@ def rank_relevant(
         task: who asks and who is searched.
         distance: "euclidean" or "cosine".
         query_embeddings: (q, d) what the queries of the task ask with instead of their own rows; None: their own.
+        most: rank only so many of the nearest relevant items, and those tied with the last; no rank up to `most` is
+            missed. None: all.
 
     Raises:
         EvaluationError: rows that are NaN or infinite, too large, or of length zero under the cosine distance; named.
     """
     threads = _threads()
     with ThreadPoolExecutor(threads) as pool:
-        yield from _Counting(embeddings, task, distance, query_embeddings, threads, pool).chunks()
+        yield from _Counting(embeddings, task, distance, query_embeddings, most, threads, pool).chunks()
 
 
 @dataclass
@@ -118,6 +124,7 @@ class _Counting:
         task: Task,
         distance: Distance,
         query_embeddings: np.ndarray | None,
+        most: int | None,
         threads: int,
         pool: ThreadPoolExecutor,
     ) -> None:
@@ -125,6 +132,7 @@ class _Counting:
         self.own = query_embeddings is None
         self.asked = embeddings if query_embeddings is None else query_embeddings
         self.threads, self.pool = threads, pool
+        self.most = len(embeddings) if most is None else most
         relevant, _ = relevant_and_candidates(task)
         labels = task.labels
         self.gallery = task.gallery_rows[np.argsort(labels[task.gallery_rows], kind="stable")]
@@ -212,7 +220,7 @@ class _Counting:
                 )
         low, high, hits = np.empty(len(distances)), np.empty(len(distances)), np.empty(len(distances), dtype=np.int64)
         count = np.empty(n, dtype=np.int64)
-        self._spread(n, kernels.group_ties, *(offset, distances, self.tiny, low, high, hits, count))
+        self._spread(n, kernels.group_ties, *(offset, distances, self.tiny, self.most, low, high, hits, count))
         below, equal = np.zeros_like(hits), np.zeros_like(hits)
         doubtful = np.zeros(n, dtype=bool)
         return _Chunk(positions, first, last, offset, count, low, high, hits, below, equal, doubtful)

@@ -10,33 +10,16 @@ import numpy as np
 
 from lossopt.errors import EvaluationError
 from lossopt.retrieval import metrics as formulas
+from lossopt.retrieval.collapse import Collapse, measure_collapse
 from lossopt.retrieval.counting import rank_relevant, relevant_and_candidates
-from lossopt.retrieval.index import Distance, unit_length
+from lossopt.retrieval.hierarchy import coarser_levels
+from lossopt.retrieval.index import Distance
+from lossopt.retrieval.intervals import intervals_over_classes
 from lossopt.retrieval.metrics import HitGroups
 from lossopt.retrieval.task import Exclusion, Task, make_task
+from lossopt.retrieval.vectors import LabelledVectors
 
 KS = (1, 2, 4, 8)
-
-
-@dataclass(frozen=True)
-class Collapse:
-    """Signs that the embeddings say nothing.
-
-    tie_share: share of queries whose nearest distance is shared by several items.
-    mean_cosine: of random pairs; near 1 when all vectors point one way.
-    spread: standard deviation per dimension x sqrt(d), of unit vectors: near 1 spread out, 0 collapsed.
-    effective_rank: exp of the entropy of the centred singular values (Roy & Vetterli 2007); 1 is a line.
-    """
-
-    tie_share: float
-    mean_cosine: float
-    spread: float
-    effective_rank: float
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether a recall figure of these embeddings should not be believed."""
-        return self.tie_share > 0.1 or self.spread < 0.02 or self.effective_rank < 1.5
 
 
 @dataclass(frozen=True)
@@ -117,6 +100,7 @@ def evaluate_task(
     *,
     levels: np.ndarray | None = None,
     query_embeddings: np.ndarray | None = None,
+    resamples: int = 0,
 ) -> RetrievalResult:
     """`evaluate_retrieval` of a checked task.
 
@@ -124,7 +108,74 @@ def evaluate_task(
         embeddings, ks, distance, levels: see there.
         task: who asks, who is searched, what is left out.
         query_embeddings: (q, d) what the queries of the task ask with instead of their own rows.
+        resamples: bootstrap draws of classes for the intervals; 0: no intervals.
     """
+    per_query = measure_task(embeddings, task, ks, distance, levels=levels, query_embeddings=query_embeddings)
+    relevant, candidates = relevant_and_candidates(task)
+    asked = relevant > 0
+    means = {name: float(values.mean()) for name, values in per_query.items()}
+    share = float(asked.mean())
+    of_queries = np.isin(task.labels[task.gallery_rows], task.labels[task.query_rows])
+    return RetrievalResult(
+        metrics=means,
+        metrics_all_queries={name: mean * share for name, mean in means.items()},
+        queries=int(asked.sum()),
+        excluded=int((~asked).sum()),
+        gallery=len(task.gallery_rows),
+        classes=len(np.unique(task.labels[task.gallery_rows])),
+        dimensions=embeddings.shape[1],
+        distractors=int((~of_queries).sum()),
+        graded=1 if levels is None else 1 + np.reshape(levels, (len(embeddings), -1)).shape[1],
+        distance=distance,
+        exclude=task.exclude,
+        collapse=measure_collapse(embeddings, task, distance),
+        per_query=per_query,
+        query_rows=task.query_rows[asked],
+        relevant=relevant[asked],
+        candidates=candidates[asked],
+        intervals=intervals_over_classes(per_query, task.labels[task.query_rows[asked]], resamples)
+        if resamples
+        else {},
+    )
+
+
+def evaluate_vectors(
+    table: LabelledVectors,
+    ks: Sequence[int] = KS,
+    distance: Distance = "euclidean",
+    exclude: Exclusion = "none",
+    *,
+    query_embeddings: np.ndarray | None = None,
+    resamples: int = 0,
+) -> RetrievalResult:
+    """`evaluate_task` of a table; where class names have slashes, NDCG counts their levels (but not by "same class").
+
+    Raises:
+        EvaluationError: as `evaluate_retrieval`, and rows without a label.
+    """
+    table.require_labels()
+    levels = None if exclude == "same class" else coarser_levels(table.class_names)
+    return evaluate_task(
+        table.vectors,
+        table.task(exclude),
+        ks,
+        distance,
+        levels=None if levels is None else levels[table.labels],
+        query_embeddings=query_embeddings,
+        resamples=resamples,
+    )
+
+
+def measure_task(
+    embeddings: np.ndarray,
+    task: Task,
+    ks: Sequence[int] = KS,
+    distance: Distance = "euclidean",
+    *,
+    levels: np.ndarray | None = None,
+    query_embeddings: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """The metrics of `evaluate_task` alone: name to one value per query that has a relevant item, in their order."""
     if distance not in ("euclidean", "cosine"):
         raise ValueError(f"distance must be 'euclidean' or 'cosine', got {distance!r}.")
     ks = tuple(ks)
@@ -144,33 +195,12 @@ def evaluate_task(
         many, _ = relevant_and_candidates(above)
         for k in ks:
             ideal[k] += formulas.ideal_gain(many, k)
-        for queries, groups in rank_relevant(embeddings, above, distance, query_embeddings):
+        for queries, groups in rank_relevant(embeddings, above, distance, query_embeddings, most=max(ks)):
             for k in ks:
                 per_query[f"ndcg@{k}"][queries] += formulas.discounted_gain(groups, k)
-    per_query = {name: values[asked] for name, values in per_query.items()}
     for k in ks:
-        per_query[f"ndcg@{k}"] /= ideal[k][asked]
-    means = {name: float(values.mean()) for name, values in per_query.items()}
-    share = float(asked.mean())
-    of_queries = np.isin(task.labels[task.gallery_rows], task.labels[task.query_rows])
-    return RetrievalResult(
-        metrics=means,
-        metrics_all_queries={name: mean * share for name, mean in means.items()},
-        queries=int(asked.sum()),
-        excluded=int((~asked).sum()),
-        gallery=len(task.gallery_rows),
-        classes=len(np.unique(task.labels[task.gallery_rows])),
-        dimensions=embeddings.shape[1],
-        distractors=int((~of_queries).sum()),
-        graded=1 + len(coarser),
-        distance=distance,
-        exclude=task.exclude,
-        collapse=measure_collapse(embeddings, np.zeros(1)),
-        per_query=per_query,
-        query_rows=task.query_rows[asked],
-        relevant=relevant[asked],
-        candidates=candidates[asked],
-    )
+        per_query[f"ndcg@{k}"] /= np.where(asked, ideal[k], 1)
+    return {name: values[asked] for name, values in per_query.items()}
 
 
 def _names(ks: tuple[int, ...]) -> list[str]:
@@ -236,21 +266,3 @@ def _levels(levels: np.ndarray | None, task: Task) -> list[np.ndarray]:
             )
         found.append(codes)
     return found
-
-
-def measure_collapse(embeddings: np.ndarray, tied_first: np.ndarray, sample: int = 2_000) -> Collapse:
-    """Signs of collapse on at most `sample` evenly spaced rows; see `Collapse`."""
-    rows = np.linspace(0, len(embeddings) - 1, min(sample, len(embeddings))).astype(np.int64)
-    unit = unit_length(embeddings[rows])
-    count, d = unit.shape
-    mean = unit.mean(axis=0)
-    cosine = (count * float(mean @ mean) - float((unit**2).sum() / count)) / max(1, count - 1)
-    values = np.linalg.svd(unit - mean, compute_uv=False)
-    total = float(values.sum())
-    shares = values[values > 0] / total if total > 0 else np.ones(1)
-    return Collapse(
-        tie_share=float(tied_first.mean()),
-        mean_cosine=cosine,
-        spread=float(np.sqrt(unit.var(axis=0).mean() * d)),
-        effective_rank=float(np.exp(-(shares * np.log(shares)).sum())),
-    )

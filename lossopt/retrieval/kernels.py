@@ -104,24 +104,30 @@ def group_ties(
     offset: np.ndarray,
     distances: np.ndarray,
     tiny: float,
+    most: int,
     low: np.ndarray,
     high: np.ndarray,
     hits: np.ndarray,
     count: np.ndarray,
 ) -> None:
-    """Sorts the distances of each query and joins those that are the same: low and high edge, and how many they are."""
+    """Sorts the distances of each query and joins those that are the same: low and high edge, and how many they are.
+
+    Groups begin with the `most` nearest only.
+    """
     for i in range(begin, end):
         some = distances[offset[i] : offset[i + 1]]
         some.sort()
         groups = 0
         previous = -1.0
-        for value in some:
+        for rank, value in enumerate(some):
             if not np.isfinite(value):
                 break
             slack = SAME * value + tiny
             if groups and value - previous <= slack:
                 high[offset[i] + groups - 1] = value + slack
                 hits[offset[i] + groups - 1] += 1
+            elif rank >= most:
+                break
             else:
                 low[offset[i] + groups] = value - slack
                 high[offset[i] + groups] = value + slack

@@ -5,7 +5,7 @@ Letters: n rows, q queries, k neighbours, d dimensions.
 
 import numpy as np
 
-from lossopt.retrieval.index import Distance, NeighbourIndex, Neighbours, unit_length
+from lossopt.retrieval.index import Distance, NeighbourIndex, Neighbours
 from lossopt.retrieval.task import Task
 
 _SLACK = 8
@@ -36,10 +36,13 @@ def nearest(
     """
     asked = np.asarray(embeddings[queries] if query_embeddings is None else query_embeddings)
     gallery = np.asarray(embeddings[task.gallery_rows])
-    if distance == "cosine":
-        asked, gallery = unit_length(asked), unit_length(gallery)
-    centre = gallery.mean(axis=0, dtype=np.float64)  # distances stay, and float32 loses less near a collapse
-    index = NeighbourIndex((gallery - centre).astype(np.float32), "euclidean")
+    scales = [_lengths(some) if distance == "cosine" else np.ones(len(some)) for some in (asked, gallery)]
+    part = np.linspace(0, len(gallery) - 1, min(1024, len(gallery))).astype(np.int64)
+    # around their middle, distances stay and float32 loses less near a collapse; a power of two loses nothing
+    centre = np.median(gallery[part] * scales[1][part, None], axis=0).astype(np.float64)
+    largest = max(_reach(gallery, scales[1], centre), _reach(asked, scales[0], centre))
+    shrink = 2.0 ** -np.ceil(np.log2(largest)) if largest > 1e-150 else 1.0
+    index = NeighbourIndex(_around(gallery, scales[1], centre, shrink), "euclidean")
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     distances = np.full((len(queries), k), np.inf)
     pending, length = np.arange(len(queries)), k + _SLACK
@@ -49,9 +52,9 @@ def nearest(
         step = max(1, _CELLS // (length + asked.shape[1]))
         for start in range(0, len(pending), step):
             some = pending[start : start + step]
-            found = index.search((asked[some] - centre).astype(np.float32), length).rows
+            found = index.search(_around(asked[some], scales[0][some], centre, shrink), length).rows
             items = task.gallery_rows[found]
-            exact = _distances(asked[some], gallery, found)
+            exact = _distances(asked[some] * scales[0][some, None], gallery, scales[1], found)
             exact[task.left_out(queries[some], items)] = np.inf
             order = np.lexsort((items, exact), axis=1)[:, :k]
             exact = np.take_along_axis(exact, order, axis=1)
@@ -65,12 +68,38 @@ def nearest(
     return Neighbours(distances / 2 if distance == "cosine" else np.sqrt(distances), rows)
 
 
-def _distances(asked: np.ndarray, gallery: np.ndarray, found: np.ndarray) -> np.ndarray:
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """(n,) 1 / length of each row; 1 for a row of zeros."""
+    step = max(1, _CELLS // vectors.shape[1])
+    starts = range(0, max(len(vectors), 1), step)
+    squares = np.concatenate([np.square(vectors[i : i + step], dtype=np.float64).sum(axis=1) for i in starts])
+    return 1 / np.sqrt(np.where(squares > 0, squares, 1))
+
+
+def _reach(vectors: np.ndarray, scale: np.ndarray, centre: np.ndarray) -> float:
+    """The largest coordinate around the centre."""
+    step = max(1, _CELLS // vectors.shape[1])
+    starts = range(0, len(vectors), step)
+    return max(
+        (float(np.abs(vectors[i : i + step] * scale[i : i + step, None] - centre).max()) for i in starts), default=0.0
+    )
+
+
+def _around(vectors: np.ndarray, scale: np.ndarray, centre: np.ndarray, shrink: float) -> np.ndarray:
+    """(n, d) float32 copies, shifted and shrunk."""
+    copies = np.empty(vectors.shape, dtype=np.float32)
+    step = max(1, _CELLS // vectors.shape[1])
+    for i in range(0, len(vectors), step):
+        copies[i : i + step] = (vectors[i : i + step] * scale[i : i + step, None] - centre) * shrink
+    return copies
+
+
+def _distances(asked: np.ndarray, gallery: np.ndarray, scale: np.ndarray, found: np.ndarray) -> np.ndarray:
     """(q, m) squared Euclidean distances in float64 between (q, d) queries and (q, m) positions of the gallery."""
     exact = np.empty(found.shape)
     step = max(1, _CELLS // (found.shape[1] * asked.shape[1]))
     for start in range(0, len(asked), step):
         some = slice(start, start + step)
-        difference = gallery[found[some]].astype(np.float64) - asked[some, None, :]
+        difference = gallery[found[some]] * scale[found[some]][:, :, None] - asked[some, None, :]
         exact[some] = np.einsum("qmd,qmd->qm", difference, difference)
     return exact
