@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 
 from lossopt.errors import EvaluationError
 from lossopt.retrieval import counting
+from lossopt.retrieval import metrics as formulas
 from lossopt.retrieval.evaluation import evaluate_retrieval, measure_task
 from lossopt.retrieval.neighbours import nearest
 from lossopt.retrieval.task import make_task
@@ -236,6 +237,39 @@ def test_row_order_cannot_change_a_number(kind, distance):
         again = measure_task(vectors[order], make_task(150, labels[order]), distance=distance, levels=groups[order])
         for name, values in first.items():
             np.testing.assert_allclose(again[name], values[order], atol=1e-12, rtol=0, err_msg=name)
+
+
+def test_many_thresholds_with_ties_at_each(engine):
+    rng = np.random.default_rng(0)
+    places, labels = rng.integers(0, 60, 240), rng.integers(0, 2, 240)  # some 60 distances, shared by both classes
+    found = measure_task(places[:, None].astype(np.float32), make_task(240, labels), (1, 5, 50))
+    distances = np.abs(places[:, None] - places).astype(float)
+    np.fill_diagonal(distances, np.inf)
+    order = np.argsort(distances, axis=1, kind="stable")
+    right = np.take_along_axis(labels[:, None] == labels, order, axis=1)
+    right[:, -1] = False  # itself, at infinity
+    lists = formulas.groups_of_lists(np.take_along_axis(distances, order, axis=1), right)
+    expected = {
+        "recall@1": formulas.recall_at_k(lists, 1),
+        "found@5": formulas.hits_at_k(lists, 5) / lists.relevant,
+        "recall@50": formulas.recall_at_k(lists, 50),
+        "map@r": formulas.average_precision(lists, lists.relevant),
+        "map": formulas.average_precision(lists),
+        "mrr": formulas.reciprocal_rank(lists),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-12, rtol=0, err_msg=name)
+
+
+def test_distances_that_agree_to_twelve_digits_are_ties():
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(40, 16))
+    lengths = np.tile([1, 3, 7], 40)[:, None]  # of one direction, so equally far by cosine, but for the last digit
+    vectors = np.concatenate([np.repeat(directions, 3, axis=0) * lengths, rng.normal(size=(1, 16))])
+    labels = np.append(np.tile([0, 1, 2], 40), 0)
+    query = np.arange(121) == 120
+    found = evaluate_retrieval(vectors, labels, query, ks=(1, 2, 3), distance="cosine").metrics
+    assert [found[f"recall@{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1], abs=1e-12)
 
 
 def test_a_collapsed_model_scores_what_chance_scores_and_is_named():
