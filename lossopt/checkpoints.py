@@ -4,7 +4,6 @@ Lightning stages checkpoints in the system's temporary folder and moves them; wh
 or a full disk destroys the previous file too. Here the new file is written beside the old one and renamed.
 """
 
-import hashlib
 import json
 import math
 import pickle
@@ -26,7 +25,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lossopt import __version__
-from lossopt.durable import write_whole
+from lossopt.durable import sha256, write_whole
 from lossopt.errors import ConfigError, LossoptError
 
 FOLDER = "checkpoints"
@@ -121,7 +120,7 @@ class Entry(NamedTuple):
             return "the file is missing"
         if path.stat().st_size != self.bytes:
             return f"it has {path.stat().st_size} bytes instead of {self.bytes}"
-        return "" if _sha256(path) == self.sha256 else "its sha256 is not the one of the save"
+        return "" if sha256(path) == self.sha256 else "its sha256 is not the one of the save"
 
 
 def read_manifest(folder: Path) -> list[Entry]:
@@ -163,7 +162,7 @@ def list_checkpoint(
 ) -> Entry:
     """Enter a saved file as the newest and remove all but the newest `keep` (best.ckpt is not counted)."""
     path = folder / file
-    entry = Entry(file, _sha256(path), path.stat().st_size, step, epoch, dict(metrics))
+    entry = Entry(file, sha256(path), path.stat().st_size, step, epoch, dict(metrics))
     entries = [old for old in read_manifest(folder) if old.file != file and (folder / old.file).is_file()]
     entries.append(entry)
     _write_manifest(folder, entries)
@@ -210,11 +209,6 @@ def newest_good_checkpoint(run_folder: Path | str) -> Path | None:
         faults = "; ".join(f"{file}: {reason}" for file, reason in passed_over.items())
         raise LossoptError(f"No checkpoint in {folder} is good ({faults}). Move the folder away to start afresh.")
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------- random numbers

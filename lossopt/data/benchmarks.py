@@ -29,6 +29,9 @@ class CUB200:
     Source: Wah et al. 2011; split of Oh Song et al. 2016, Deep Metric Learning via Lifted Structured Feature Embedding.
     """
 
+    channels = 3
+    inverted = False
+
     def __init__(
         self,
         root: str | None = None,
@@ -81,6 +84,9 @@ class Cars196:
 
     Source: Krause et al. 2013; split of Oh Song et al. 2016.
     """
+
+    channels = 3
+    inverted = False
 
     def __init__(
         self,
@@ -152,6 +158,9 @@ class StanfordOnlineProducts:
     Source: Oh Song et al. 2016.
     """
 
+    channels = 3
+    inverted = False
+
     def __init__(
         self,
         root: str | None = None,
@@ -197,6 +206,9 @@ class InShop:
 
     Source: Liu et al. 2016, DeepFashion; list_eval_partition.txt.
     """
+
+    channels = 3
+    inverted = False
 
     def __init__(
         self,

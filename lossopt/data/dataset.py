@@ -3,10 +3,11 @@
 Letters: n images, c channels, h height, w width, b batch.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ class Pixels(Protocol):
         """rows: (b,) int64 row numbers. Returns (b, c, h, w) uint8, all of one size."""
         ...
 
+    def path(self, row: int) -> Path | None:
+        """The file of the image alone; None if it lies in memory or in an archive."""
+        ...
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -39,6 +44,10 @@ class InMemory:
         """See `Pixels`."""
         return self.images[rows]
 
+    def path(self, row: int) -> None:
+        """There is none."""
+        return None
+
 
 @dataclass(frozen=True)
 class OnDisk:
@@ -49,19 +58,26 @@ class OnDisk:
         image_size: side of the square in pixels.
         channels: 1 (grey) or 3 (RGB).
         crops: one (left, top, right, bottom) box in pixels of the file per image, cut out before scaling; None: whole.
+        inverted: the network sees light on dark where the files are dark on light.
     """
 
     paths: Sequence[Path]
     image_size: int
     channels: int = 3
     crops: Sequence[tuple[int, int, int, int] | None] | None = None
+    inverted: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, rows: Tensor) -> Tensor:
         """See `Pixels`; raises DataError naming a file that cannot be decoded."""
-        return torch.stack([self._read_one(row) for row in rows.tolist()])
+        images = torch.stack([self._read_one(row) for row in rows.tolist()])
+        return 255 - images if self.inverted else images
+
+    def path(self, row: int) -> Path:
+        """See `Pixels`."""
+        return self.paths[row]
 
     def _read_one(self, row: int) -> Tensor:
         crop = self.crops[row] if self.crops is not None else None
@@ -80,6 +96,9 @@ class _Rows:
 
     def read(self, rows: Tensor) -> Tensor:
         return self.pixels.read(self.rows[rows])
+
+    def path(self, row: int) -> Path | None:
+        return self.pixels.path(int(self.rows[row]))
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,9 @@ class _Rotated:
             if chosen.any():
                 images[chosen] = torch.rot90(images[chosen], turn, dims=(2, 3))
         return images
+
+    def path(self, row: int) -> Path | None:
+        return self.pixels.path(row % len(self.pixels))
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,13 @@ class _Joined:
                 found[chosen] = images
         assert found is not None
         return found
+
+    def path(self, row: int) -> Path | None:
+        for part in self.parts:
+            if row < len(part):
+                return part.path(row)
+            row -= len(part)
+        raise IndexError(row)
 
 
 class Batch(NamedTuple):
@@ -184,6 +213,13 @@ class LabelledImages:
         """The images of `rows`, as stored: uint8, not augmented."""
         chosen = torch.as_tensor(rows, dtype=torch.int64)
         return Batch(self.pixels.read(chosen), self.labels[chosen], chosen, seed)
+
+    def paths(self) -> list[str] | None:
+        """The absolute path of each image that has a file of its own, "" for the others; None: no image has one."""
+        files = [self.pixels.path(row) for row in range(len(self))]
+        if all(file is None for file in files):
+            return None
+        return ["" if file is None else os.path.abspath(file) for file in files]
 
     def select(self, rows: Tensor) -> "LabelledImages":
         """The table of some rows, in that order. Classes without a row drop out and the others are numbered anew."""
@@ -281,3 +317,16 @@ class ImageSource(Protocol):
     def splits(self) -> Splits:
         """Reads what is needed to tell images and classes apart, and splits them."""
         ...
+
+
+@runtime_checkable
+class SquareImages(Protocol):
+    """A source that says how its images look, so that other files can be made to look like them without reading it.
+
+    image_size: side in pixels. channels: 1 (grey) or 3 (RGB). inverted: they are light on dark, their files dark on
+    light.
+    """
+
+    image_size: int
+    channels: int
+    inverted: bool

@@ -28,6 +28,9 @@ class Digits:
     Source: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits (UCI), test part; CC BY 4.0.
     """
 
+    channels = 1
+    inverted = False
+
     def __init__(self, image_size: int = 8, split: Literal["disjoint", "closed"] = "disjoint") -> None:
         if image_size < _SIDE:
             raise ConfigError(f"Digits are {_SIDE} x {_SIDE}; image_size is {_SIDE} or more, not {image_size}.")

@@ -26,13 +26,16 @@ class LabelledFile(NamedTuple):
     crop: Box | None = None
 
 
-def tabulate(files: Sequence[LabelledFile], image_size: int, channels: int, check: bool = False) -> LabelledImages:
+def tabulate(
+    files: Sequence[LabelledFile], image_size: int, channels: int, check: bool = False, inverted: bool = False
+) -> LabelledImages:
     """The table of these files, in their order.
 
     Args:
         files: n files.
         image_size, channels: see `decode_image`.
         check: open every header first.
+        inverted: see `OnDisk`.
 
     Raises:
         DataError: `check`, and a header cannot be read.
@@ -49,6 +52,7 @@ def tabulate(files: Sequence[LabelledFile], image_size: int, channels: int, chec
             image_size,
             channels,
             crops if any(crop is not None for crop in crops) else None,
+            inverted,
         ),
         labels=labels,
         class_names=class_names,

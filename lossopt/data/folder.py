@@ -47,6 +47,8 @@ class Folder:
         ConfigError: an unknown split.
     """
 
+    inverted = False
+
     def __init__(
         self,
         path: str,
@@ -95,6 +97,42 @@ class Folder:
     def _table(self, scan: "_Scan", folder: Path) -> LabelledImages:
         files = scan.class_folders(folder, self.allow_empty)
         return tabulate(files, self.image_size, self.channels, self.check)
+
+
+def read_images(
+    path: Path, image_size: int, channels: int, inverted: bool = False, allow_outside: bool = False
+) -> tuple[LabelledImages, str]:
+    """Images to be embedded: one file, or every visible image below a folder, of the class of its class folder.
+
+    An image that lies in no class folder has the class "": nobody knows what it shows.
+
+    Args:
+        path: the file or the folder.
+        image_size, channels, inverted: see `OnDisk`.
+        allow_outside: follow links that lead out of the folder, instead of refusing.
+
+    Returns:
+        The table, and in words where it is from and what was left out.
+
+    Raises:
+        DataError: no such file or folder, no image in it, a split folder's parent, links that lead out, unreadable
+            images.
+    """
+    if not path.exists():
+        raise DataError(f"There is no file or folder {shown(path)}. Give an image, or a folder of images.")
+    if path.is_file():
+        files, left_out = [LabelledFile(path, shown(path.name), "")], ""
+    else:
+        parts = [name for name in _folders(path) if name.lower() in _PARTS]
+        if len(parts) > 1 and "train" in map(str.lower, parts):
+            raise DataError(
+                f"{shown(path)} holds the parts of a split ({', '.join(parts)}): give one of these folders."
+            )
+        scan = _Scan(path, allow_outside)
+        files = scan.everything()
+        left_out = scan.left_out()
+    table = tabulate(files, image_size, channels, check=True, inverted=inverted)
+    return table, f"{len(files):,} images of {shown(path.absolute().name)}{left_out}"
 
 
 def sharing_rule(shares: Shares, seed: int, class_disjoint: bool) -> str:
@@ -163,6 +201,21 @@ class _Scan:
             )
         return files
 
+    def everything(self) -> list[LabelledFile]:
+        """All images below the root, sorted by path; the class of those outside of class folders is ""."""
+        files: list[LabelledFile] = []
+        for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
+            if _hidden(entry.name):
+                self.hidden += 1
+            elif entry.is_dir():
+                files += self._images(Path(entry.path), entry.name)
+            else:
+                files += self._taken(Path(entry.path), "")
+        self._refuse_outside()
+        if not files:
+            raise DataError(f"There is no image in {shown(self.root)} (by its ending: {', '.join(sorted(SUFFIXES))}).")
+        return files
+
     def left_out(self) -> str:
         """The counts, for the description."""
         counts = {"hidden files or folders": self.hidden, "files that are no images": self.others}
@@ -183,16 +236,20 @@ class _Scan:
             self.hidden += sum(_hidden(name) for name in folders)
             folders[:] = sorted(name for name in folders if not _hidden(name))
             for name in sorted(names):
-                path = Path(place) / name
-                if _hidden(name):
-                    self.hidden += 1
-                elif path.suffix.lower() not in SUFFIXES:
-                    self.others += 1
-                else:
-                    if path.is_symlink():
-                        self._follow(path)
-                    found.append(LabelledFile(path, shown(path.relative_to(self.root)), shown(class_name)))
+                found += self._taken(Path(place) / name, class_name)
         return found
+
+    def _taken(self, path: Path, class_name: str) -> list[LabelledFile]:
+        """The file, if it is a visible image; else it is counted."""
+        if _hidden(path.name):
+            self.hidden += 1
+        elif path.suffix.lower() not in SUFFIXES:
+            self.others += 1
+        else:
+            if path.is_symlink():
+                self._follow(path)
+            return [LabelledFile(path, shown(path.relative_to(self.root)), shown(class_name))]
+        return []
 
     def _follow(self, link: Path) -> None:
         if not self.allow_outside and leaves(self.root, link):

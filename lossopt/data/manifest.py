@@ -43,6 +43,8 @@ class Manifest:
         check: open the header of every image first.
     """
 
+    inverted = False
+
     def __init__(
         self,
         path: str,

@@ -117,6 +117,9 @@ class Omniglot:
     Source: Lake, Salakhutdinov & Tenenbaum 2015, Science 350(6266). Licence: MIT.
     """
 
+    channels = 1
+    inverted = True
+
     def __init__(
         self,
         root: str | None = None,

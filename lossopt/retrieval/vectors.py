@@ -204,5 +204,5 @@ def repeated(names: Sequence[str]) -> list[str]:
 
 
 def listed(items: Sequence[str], limit: int = 10) -> str:
-    """The first items; for messages, which say how many there are."""
-    return ", ".join(items[:limit]) + (", ..." if len(items) > limit else "")
+    """The first items, and how many more there are; for messages."""
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit:,} more" if len(items) > limit else "")

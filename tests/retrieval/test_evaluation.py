@@ -239,6 +239,21 @@ def test_row_order_cannot_change_a_number(kind, distance):
             np.testing.assert_allclose(again[name], values[order], atol=1e-12, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("n", [60, 600])
+@pytest.mark.parametrize("gap", [1e-7, 1e-9, 1e-11])
+def test_differences_that_float32_cannot_see_decide(n, gap):
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(n, 8))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    vectors = directions * (1 + gap * rng.permutation(n))[:, None]  # a shell around the query
+    vectors[0] = 0
+    labels, query = rng.integers(0, 2, n), np.arange(n) == 0
+    expected = by_ranking(vectors, labels, query, np.ones(n, dtype=bool), "euclidean")
+    found = measure_task(vectors, make_task(n, labels, query))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-12, rtol=0)
+
+
 def test_many_thresholds_with_ties_at_each(engine):
     rng = np.random.default_rng(0)
     places, labels = rng.integers(0, 60, 240), rng.integers(0, 2, 240)  # some 60 distances, shared by both classes
@@ -270,6 +285,12 @@ def test_distances_that_agree_to_twelve_digits_are_ties():
     query = np.arange(121) == 120
     found = evaluate_retrieval(vectors, labels, query, ks=(1, 2, 3), distance="cosine").metrics
     assert [found[f"recall@{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1], abs=1e-12)
+    parallel = evaluate_retrieval(vectors, labels, np.arange(121) == 3, ks=(1, 2), distance="cosine").metrics
+    assert parallel["recall@1"] == 0  # rows 4 and 5 are of other classes, at distance 0 but for the last digit
+    labels[4] = labels[3]
+    assert evaluate_retrieval(vectors, labels, np.arange(121) == 3, ks=(1,), distance="cosine").metrics[
+        "recall@1"
+    ] == pytest.approx(0.5, abs=1e-12)
 
 
 def test_a_collapsed_model_scores_what_chance_scores_and_is_named():
