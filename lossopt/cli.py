@@ -2,16 +2,28 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lossopt import __version__
 from lossopt.errors import ConfigError, LossoptError
 
+if TYPE_CHECKING:
+    from lossopt.report.thumbnails import Pictures
+    from lossopt.retrieval.index import Distance
+    from lossopt.retrieval.vectors import LabelledVectors
+
+SPLITS = ("train", "validation", "test")
 _JOBS = {
     "train": "train a retrieval model: lossopt train --config configs/quickstart.yaml",
-    "evaluate": "recall@k of a run or a checkpoint: lossopt evaluate RUN",
-    "report": "one page that shows a run: lossopt report RUN",
+    "embed": "vectors of a run's images or of a folder: lossopt embed RUN --images FOLDER",
+    "evaluate": "recall@k of a run, or of anybody's vectors: lossopt evaluate RUN, lossopt evaluate vectors.npz",
+    "report": "one page that shows an evaluation: lossopt report RUN, lossopt report vectors.npz",
+    "diff": "which of two runs or sets of vectors is better, where, and for sure or not: lossopt diff A B",
+    "index": "build and measure a search index: lossopt index build EMBEDDINGS, lossopt index tune EMBEDDINGS",
+    "search": "the nearest images of an index: lossopt search INDEX IMAGE",
     "oneshot": "one-shot classification on Omniglot: lossopt oneshot RUN",
 }
 
@@ -26,12 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs.add_parser(name, help=summary, add_help=False)
     chosen = top.parse_args(words[:1]).job
     try:
-        {"train": train, "evaluate": evaluate, "report": report, "oneshot": oneshot}[chosen](words[1:])
+        jobs_by_name = {"train": train, "embed": embed, "evaluate": evaluate, "report": report, "oneshot": oneshot}
+        jobs_by_name |= {"diff": diff, "index": index, "search": search}
+        jobs_by_name[chosen](words[1:])
     except LossoptError as error:
         print(f"lossopt {chosen}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"lossopt {chosen}: interrupted; `--resume` goes on from the last checkpoint.", file=sys.stderr)
+        hint = "; `--resume` goes on from the last checkpoint" if chosen == "train" else ""
+        print(f"lossopt {chosen}: interrupted{hint}.", file=sys.stderr)
         return 130
     return 0
 
@@ -55,38 +70,279 @@ def train(words: list[str]) -> None:
     print(f"{result.images:,} images in {result.seconds:.0f} s. Everything lies in {result.folder}")
 
 
-def evaluate(words: list[str]) -> None:
-    """`lossopt evaluate RUN_OR_CHECKPOINT [--split test]`."""
-    parser = argparse.ArgumentParser(prog="lossopt evaluate", description="recall@k and MAP@R of a trained model.")
+def embed(words: list[str]) -> None:
+    """`lossopt embed RUN [--split test | --images FOLDER] [--output DIR]`."""
+    parser = argparse.ArgumentParser(prog="lossopt embed", description="Writes vectors, labels and names to a folder.")
     parser.add_argument("run", type=Path, help="the folder of a run, or a .ckpt file")
-    parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
-    parser.add_argument("--ks", type=int, nargs="+", help="cut-offs of recall@k; default: the run's own")
-    parser.add_argument("--distance", choices=("euclidean", "cosine"), help="default: the run's own")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--split", choices=SPLITS, help="of the run's own data; default: test")
+    what.add_argument("--images", type=Path, help="a folder of images, in class folders or not, or one image")
+    parser.add_argument("--output", type=Path, help="default: RUN/embeddings/SPLIT, RUN/embeddings/images-FOLDER")
+    parser.add_argument("--allow-outside", action="store_true", help="follow links that lead out of the folder")
     given, overrides = _with_overrides(parser, words)
+    from lossopt.runs import embed_images, embed_split, load_run
+
+    run = load_run(given.run, overrides)
+    home, split = given.run if given.run.is_dir() else given.run.with_suffix(""), given.split or "test"
+    part = f"images-{given.images.absolute().name}" if given.images else split
+    out = given.output or home / "embeddings" / part
+    began = time.perf_counter()
+    table = embed_images(run, given.images, out, given.allow_outside) if given.images else embed_split(run, split, out)
+    seconds, known = time.perf_counter() - began, [name for name in table.class_names if name]
+    origin = table.provenance["data"] if given.images else f"the {split} split"
+    n, d = table.vectors.shape
+    size, classes = table.vectors.nbytes / 1e6, f"{len(known):,} classes" if known else "no labels"
+    print(_printable(f"{n:,} x {d} vectors ({size:.1f} MB, {classes}) of {origin}"))
+    print(_printable(f"embedded in {seconds:.1f} s, written to {out}"))
+
+
+def evaluate(words: list[str]) -> None:
+    """`lossopt evaluate RUN [--split test]`, `lossopt evaluate VECTORS [--labels FILE] [--query FILE]`."""
+    parser = argparse.ArgumentParser(prog="lossopt evaluate", description="recall@k and its kin.")
+    parser.add_argument("what", type=Path, help="a run, a .ckpt file, a folder of embeddings, or .npy, .npz, .parquet")
+    parser.add_argument("--split", choices=SPLITS, help="of a run's data; default: test")
+    _add_evaluation_options(parser)
+    given, overrides = _with_overrides(parser, words)
+    given.exclude = given.exclude.replace("-", " ")
+    if given.what.suffix == ".ckpt" or (given.what / "checkpoints").is_dir():
+        if given.labels or given.query or given.query_labels:
+            raise ConfigError("--labels and --query belong to vectors; a run has its own data (--split).")
+        _evaluate_run(given, overrides)
+    else:
+        if given.split or overrides:
+            raise ConfigError(f"--split, --data... and --model... belong to runs, but {given.what} is none.")
+        _evaluate_vectors(given)
+
+
+def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ks", type=_positive, nargs="+", help="cut-offs of recall@k; default: the run's own")
+    parser.add_argument("--distance", choices=("euclidean", "cosine"), help="default: the run's own")
+    parser.add_argument(
+        "--exclude",
+        choices=("none", "same-class", "all"),
+        default="none",
+        help="what a query may not find of its own group (camera, alphabet): nothing, its class, everything",
+    )
+    parser.add_argument("--labels", type=Path, help="of vectors: .npy, .csv, .txt or .json, in their order")
+    parser.add_argument("--query", type=Path, help="vectors that ask; the others are only searched")
+    parser.add_argument("--query-labels", type=Path, help="as --labels")
+
+
+def _evaluate_run(given: argparse.Namespace, overrides: list[str]) -> None:
     from lossopt.retrieval.text import as_text
     from lossopt.runs import evaluate_split, load_run
 
-    run = load_run(given.run, overrides)
+    run, split = load_run(given.what, overrides), given.split or "test"
     settings = run.config["retrieval"]
     ks, distance = given.ks or settings["ks"], given.distance or settings["distance"]
-    found, _, _ = evaluate_split(run.model, run.data, given.split, ks, distance)
-    print(f"{run.checkpoint}, {given.split} split\n{run.data.splits.description}\n\n{as_text(found)}")
+    _require_groups(given.exclude, getattr(run.data.splits, split).groups, f"the {split} split")
+    found, _, _ = evaluate_split(run.model, run.data, split, ks, distance, given.exclude)
+    print(_printable(f"{run.checkpoint}, {split} split\n{run.data.splits.description}\n\n{as_text(found)}"))
+
+
+def _evaluate_vectors(given: argparse.Namespace) -> None:
+    from lossopt.retrieval.evaluation import KS, evaluate_vectors
+    from lossopt.retrieval.foreign import read_vectors
+    from lossopt.retrieval.index import Distance
+    from lossopt.retrieval.text import as_text
+
+    table = read_vectors(given.what, given.labels, given.query, given.query_labels)
+    _require_groups(given.exclude, table.groups, given.what)
+    own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
+    found = evaluate_vectors(table, given.ks or KS, given.distance or own, given.exclude)
+    print(_printable(f"{given.what}\n{table.provenance.get('data', '')}\n\n{as_text(found)}"))
+
+
+def _require_groups(exclude: str, groups: object, what: object) -> None:
+    if exclude != "none" and groups is None:
+        raise ConfigError(
+            f"--exclude {exclude.replace(' ', '-')} leaves out items of the query's group, but {what} has no groups. "
+            "Leave it out, or give a column of groups."
+        )
+
+
+def _positive(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _printable(text: str) -> str:
+    """File names need not be text: what no terminal can show becomes a visible escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def report(words: list[str]) -> None:
-    """`lossopt report RUN`."""
-    parser = argparse.ArgumentParser(prog="lossopt report", description="Writes RUN/report.html anew.")
-    parser.add_argument("run", type=Path, help="the folder of a run")
+    """`lossopt report RUN`, `lossopt report VECTORS [--labels FILE] [--output PAGE]`."""
+    parser = argparse.ArgumentParser(prog="lossopt report", description="One page that shows an evaluation.")
+    parser.add_argument("what", type=Path, help="the folder of a run, a folder of embeddings, or .npy, .npz, .parquet")
+    parser.add_argument("--output", type=Path, help="the page; default: RUN/report.html, or VECTORS.html")
+    parser.add_argument("--umap", action="store_true", help="a third map; needs umap-learn")
+    _add_evaluation_options(parser)
     given, overrides = _with_overrides(parser, words)
-    if not given.run.is_dir():
-        raise ConfigError(f"{given.run} is no folder: a report is made of the folder of a run.")
-    from lossopt.report.run import write_run_report
-    from lossopt.runs import evaluate_split, load_run
+    given.exclude = given.exclude.replace("-", " ")
+    is_run = (given.what / "checkpoints").is_dir()
+    if is_run and (given.labels or given.query or given.query_labels):
+        raise ConfigError("--labels and --query belong to vectors; a run has its own data.")
+    if not is_run and (overrides or given.what.suffix == ".ckpt"):
+        raise ConfigError(f"A report is made of the folder of a run, or of vectors; {given.what} is no run.")
+    print(_printable(str(_report_run(given, overrides) if is_run else _report_vectors(given))))
 
-    run = load_run(given.run, overrides)
-    settings = run.config["retrieval"]
-    found, table, _ = evaluate_split(run.model, run.data, "test", settings["ks"], settings["distance"])
-    print(write_run_report(given.run, found, table, run.data.splits))
+
+def _report_run(given: argparse.Namespace, overrides: list[str]) -> Path:
+    from lossopt.report.findings import examine
+    from lossopt.report.run import write_run_report
+    from lossopt.runs import evaluate_split, load_run, rows_of
+
+    run = load_run(given.what, overrides)
+    settings, splits = run.config["retrieval"], run.data.splits
+    ks, distance = given.ks or settings["ks"], given.distance or settings["distance"]
+    _require_groups(given.exclude, splits.test.groups, "the test split")
+    found, table, embeddings = evaluate_split(run.model, run.data, "test", ks, distance, given.exclude)
+    vectors = rows_of(table).with_vectors(embeddings, {"split": "test"})
+    findings = examine(vectors, found, trained_on=splits.train.class_names, with_umap=given.umap)
+    return write_run_report(given.what, findings, table, splits, given.output)
+
+
+def _report_vectors(given: argparse.Namespace) -> Path:
+    from lossopt.report.findings import examine
+    from lossopt.report.run import write_vectors_report
+    from lossopt.retrieval.evaluation import KS, evaluate_vectors
+    from lossopt.retrieval.foreign import read_vectors
+    from lossopt.retrieval.index import Distance
+
+    table = read_vectors(given.what, given.labels, given.query, given.query_labels)
+    _require_groups(given.exclude, table.groups, given.what)
+    own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
+    found = evaluate_vectors(table, given.ks or KS, given.distance or own, given.exclude)
+    place = given.what.absolute()
+    page = given.output or place.with_name(f"{place.name if place.is_dir() else place.stem}.html")
+    return write_vectors_report(page, examine(table, found, with_umap=given.umap), place.name, place.parent)
+
+
+def diff(words: list[str]) -> None:
+    """`lossopt diff A B [--html diff.html]`."""
+    parser = argparse.ArgumentParser(prog="lossopt diff", description="Two runs or sets of vectors, query by query.")
+    parser.add_argument("a", type=Path, help="a run, a .ckpt file, a folder of embeddings, or .npy, .npz, .parquet")
+    parser.add_argument("b", type=Path, help="another one, of the same images")
+    parser.add_argument("--html", type=Path, help="write a page with galleries there, too")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="of a run's data")
+    parser.add_argument("--ks", type=_positive, nargs="+", help="cut-offs of recall@k; default: 1 2 4 8")
+    parser.add_argument("--distance", choices=("euclidean", "cosine"), help="of both; default: each one's own")
+    parser.add_argument(
+        "--exclude", choices=("none", "same-class", "all"), default="none", help="see lossopt evaluate --help"
+    )
+    given, overrides = _with_overrides(parser, words)
+    from lossopt.report.difference import SomePictures, write_difference_page
+    from lossopt.retrieval.difference import difference, difference_text, pair_by_name
+    from lossopt.retrieval.evaluation import KS
+
+    a, a_distance, a_images, a_name = _vectors_of(given.a, given.split, overrides)
+    b, b_distance, b_images, b_name = _vectors_of(given.b, given.split, overrides)
+    pair = pair_by_name(a, b)
+    _require_groups(given.exclude, pair.a.groups, given.a)
+    distances = (given.distance or a_distance, given.distance or b_distance)
+    found = difference(pair, given.ks or KS, distances, given.exclude.replace("-", " "))
+    print(_printable(difference_text(found, str(given.a), str(given.b))))
+    if given.html:
+        pictures = [SomePictures(a_images, pair.rows_a), SomePictures(b_images, pair.rows_b)]
+        page = write_difference_page(given.html, found, pair, (a_name, b_name), pictures)
+        print(_printable(f"page: {page}"))
+
+
+def _vectors_of(path: Path, split: str, overrides: list[str]) -> "tuple[LabelledVectors, Distance, Pictures, str]":
+    """The vectors of a run's split, or of files; their own distance, their images, and what they are called."""
+    from lossopt.report.thumbnails import FilePictures, TablePictures
+    from lossopt.retrieval.foreign import read_vectors
+    from lossopt.runs import evaluate_split, load_run, rows_of
+
+    if path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
+        run = load_run(path, overrides)
+        distance = run.config["retrieval"]["distance"]
+        _, images, embeddings = evaluate_split(run.model, run.data, split, (1,), distance)
+        name = f"{run.config['name']}, seed {run.config['seed']} ({path.name}, {split} split)"
+        return rows_of(images).with_vectors(embeddings, {}), distance, TablePictures(images), name
+    table = read_vectors(path)
+    own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
+    return table, own, FilePictures(table.paths), "/".join(path.absolute().parts[-2:])
+
+
+def index(words: list[str]) -> None:
+    """`lossopt index build EMBEDDINGS [--factory STRING]`, `lossopt index tune EMBEDDINGS [--output tune.html]`."""
+    top = argparse.ArgumentParser(prog="lossopt index", description="Indexes for search, measured on your vectors.")
+    jobs = top.add_subparsers(dest="job", metavar="build | tune", required=True)
+    build = jobs.add_parser("build", help="build an index and say what it finds of the exact answer, and how fast")
+    tune = jobs.add_parser("tune", help="measure several indexes: recall, time and memory")
+    for parser in (build, tune):
+        parser.add_argument("embeddings", type=Path, help="a folder of embeddings, or .npy, .npz, .parquet")
+        parser.add_argument("--distance", choices=("euclidean", "cosine"), help="default: the vectors' own")
+        parser.add_argument("--k", type=_positive, default=10, help="neighbours that the recall is measured with")
+        parser.add_argument("--seed", type=int, default=0, help="of the queries and the training rows that are drawn")
+    build.add_argument("--factory", default="Flat", help="FAISS's factory string; default: Flat, which is exact")
+    build.add_argument("--parameters", default="", help="of the search, such as nprobe=8")
+    build.add_argument("--output", type=Path, help="default: EMBEDDINGS-index")
+    build.add_argument("--run", type=Path, help="that made the vectors; default: the one whose folder holds them")
+    tune.add_argument("--factories", nargs="+", help="FAISS's factory strings; default: some that suit the vectors")
+    tune.add_argument("--output", type=Path, help="write a page with the picture there, such as tune.html")
+    given = top.parse_args(words)
+    from lossopt.retrieval.foreign import read_vectors
+
+    table = read_vectors(given.embeddings)
+    (_index_build if given.job == "build" else _index_tune)(given, table)
+
+
+def _index_build(given: argparse.Namespace, table: "LabelledVectors") -> None:
+    from lossopt.retrieval.saved_index import as_text, build_index, save_index
+
+    saved = build_index(table, given.distance, given.factory, given.parameters, given.k, given.seed)
+    homes = [folder for folder in given.embeddings.absolute().parents if (folder / "checkpoints").is_dir()]
+    run = given.run or (homes[0] if homes and "checkpoint_sha256" in table.provenance else None)
+    plain = given.embeddings.with_suffix("") if given.embeddings.is_file() else given.embeddings.absolute()
+    out = given.output or plain.with_name(f"{plain.name}-index")
+    save_index(out, saved, run)
+    print(_printable(f"{as_text(saved)}\nwritten to {out}"))
+
+
+def _index_tune(given: argparse.Namespace, table: "LabelledVectors") -> None:
+    from tqdm import tqdm
+
+    from lossopt.retrieval.index import Distance
+    from lossopt.retrieval.tuning import as_text, tune
+
+    own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
+    with tqdm(desc="measuring", unit=" indexes", disable=None, leave=False) as bar:
+        found = tune(table, given.distance or own, given.factories, given.k, seed=given.seed, say=bar.set_postfix_str)
+    print(_printable(as_text(found)))
+    if given.output:
+        from lossopt.report.tuning import write_tuning_page
+
+        title = "/".join(given.embeddings.absolute().parts[-2:])
+        print(_printable(f"page: {write_tuning_page(given.output, found, title)}"))
+
+
+def search(words: list[str]) -> None:
+    """`lossopt search INDEX IMAGE_OR_FOLDER [--k 10] [--html gallery.html]`."""
+    parser = argparse.ArgumentParser(prog="lossopt search", description="The nearest images of an index.")
+    parser.add_argument("index", type=Path, help="a folder written by lossopt index build")
+    parser.add_argument("what", type=Path, help="an image, a folder of images, or vectors (.npy, .npz, .parquet)")
+    parser.add_argument("--run", type=Path, help="that made the vectors; default: as the index remembers")
+    parser.add_argument("--k", type=_positive, default=10, help="neighbours")
+    parser.add_argument("--html", type=Path, help="write a page with the images there, too")
+    parser.add_argument("--allow-outside", action="store_true", help="follow links that lead out of the folder")
+    given, overrides = _with_overrides(parser, words)
+    from lossopt.retrieval.saved_index import load_index
+    from lossopt.search import as_text, pictures, search_index
+
+    saved = load_index(given.index)
+    found = search_index(saved, given.what, given.k, given.run, overrides, given.allow_outside)
+    print(_printable(as_text(found)))
+    if given.html:
+        from lossopt.report.search import write_search_page
+
+        page = write_search_page(given.html, found.queries, found.neighbours, saved, pictures(found), found.threshold)
+        print(_printable(f"page: {page}"))
 
 
 def oneshot(words: list[str]) -> None:

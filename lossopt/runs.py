@@ -7,7 +7,7 @@ finished, results.json.
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,18 +17,23 @@ import torch
 import yaml
 
 from lossopt import config as configuration
-from lossopt.callbacks import evaluate_table
+from lossopt.callbacks import evaluate_table, rows_of
 from lossopt.checkpoints import CONFIG_KEY, DurableCheckpointIO
-from lossopt.data.dataset import LabelledImages
+from lossopt.data.dataset import LabelledImages, SquareImages
+from lossopt.data.folder import read_images
 from lossopt.data.module import RetrievalData, to_float
 from lossopt.data.omniglot import Omniglot, one_shot_runs
+from lossopt.durable import sha256
 from lossopt.errors import ConfigError
 from lossopt.modules.embedding import EmbeddingNetwork
-from lossopt.retrieval.embeddings import embed
+from lossopt.report.record import without_paths
+from lossopt.retrieval.embeddings import collected, embed, embedded
 from lossopt.retrieval.evaluation import RetrievalResult
 from lossopt.retrieval.index import Distance
 from lossopt.retrieval.oneshot import OneShotResult, draw_runs, score_runs
-from lossopt.tracking import Gallery, Neighbour
+from lossopt.retrieval.store import write_embeddings
+from lossopt.retrieval.task import Exclusion
+from lossopt.retrieval.vectors import LabelledVectors
 
 CONFIG, RESULTS = "config.yaml", "results.json"
 _WHERE_ONLY = ("output", "name", "config")  # keys that change where a run lies, not what it is
@@ -171,14 +176,84 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedRun:
 
 
 def evaluate_split(
-    model: EmbeddingNetwork, data: RetrievalData, split: str, ks: Sequence[int], distance: Distance
+    model: EmbeddingNetwork,
+    data: RetrievalData,
+    split: str,
+    ks: Sequence[int],
+    distance: Distance,
+    exclude: Exclusion = "none",
 ) -> tuple[RetrievalResult, LabelledImages, np.ndarray]:
     """Embeds "train", "validation" or "test" and searches it. Returns the result, the table and the embeddings."""
     table: LabelledImages = getattr(data.splits, split)
+    embeddings = collected(_embedded(model, data, table, split), len(table))
+    return evaluate_table(embeddings, table, ks, distance, exclude), table, embeddings
+
+
+def embed_split(run: LoadedRun, split: str, out: Path) -> LabelledVectors:
+    """Embeds "train", "validation" or "test" into a folder, batch by batch; the vectors are never all in memory.
+
+    Returns:
+        The table as it lies on disk, mapped (see `lossopt.retrieval.store`).
+
+    Raises:
+        LossoptError: the data cannot be read, an embedding is not finite, or the folder cannot be written.
+    """
+    table: LabelledImages = getattr(run.data.splits, split)
+    return _embed_table(run, table, out, {"data": run.data.splits.description, "split": split})
+
+
+def embed_images(run: LoadedRun, images: Path, out: Path, allow_outside: bool = False) -> LabelledVectors:
+    """Embeds an image, or a folder of images, made to look like those that the run was trained on.
+
+    Args:
+        run: the model; its own data is not needed if its source says how its images look (`SquareImages`).
+        images: the file or folder; classes are those of the class folders in it, or "" (`read_images`).
+        out: the folder to write.
+        allow_outside: follow links that lead out of the folder.
+
+    Returns, raises: as `embed_split`.
+    """
+    table, description = images_like(run, images, allow_outside)
+    return _embed_table(run, table, out, {"data": description, "split": None})
+
+
+def images_like(run: LoadedRun, images: Path, allow_outside: bool = False) -> tuple[LabelledImages, str]:
+    """The table of `read_images`, decoded as the run's own images are; arguments as for `embed_images`."""
+    source = run.data.source
+    if isinstance(source, SquareImages):
+        size, channels, inverted = source.image_size, source.channels, source.inverted
+    else:
+        channels, size = run.data.splits.test.batch([0]).images.shape[1:3]
+        inverted = False
+    return read_images(images, size, channels, inverted, allow_outside)
+
+
+def vectors_of(run: LoadedRun, table: LabelledImages, what: str | None = None) -> np.ndarray:
+    """(n, d) float32: the embeddings of a table, in memory. what: named beside the progress bar."""
+    return collected(_embedded(run.model, run.data, table, what), len(table))
+
+
+def _embed_table(run: LoadedRun, table: LabelledImages, out: Path, origin: dict[str, Any]) -> LabelledVectors:
+    """Embeds a table; what is said of its origin is freed of the machine's paths."""
+    provenance = {
+        "checkpoint": run.checkpoint.name,
+        "checkpoint_sha256": sha256(run.checkpoint),
+        "config_hash": config_hash(run.config),
+        **origin,
+        "data": without_paths(origin["data"]),
+        "distance": run.config["retrieval"]["distance"],
+        "threads": torch.get_num_threads(),
+    }
+    return write_embeddings(out, _embedded(run.model, run.data, table, origin["split"]), rows_of(table), provenance)
+
+
+def _embedded(
+    model: EmbeddingNetwork, data: RetrievalData, table: LabelledImages, what: str | None
+) -> Iterator[np.ndarray]:
+    """The embeddings of a table in batches of the run's size: every command sees the same numbers."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = (to_float(batch.images) for batch in data.pass_over(table))
-    embeddings = embed(model.to(device), batches, len(table), device, f"embedding {split}")
-    return evaluate_table(embeddings, table, ks, distance), table, embeddings
+    return embedded(model.to(device), batches, len(table), device, f"embedding {what or 'images'}")
 
 
 def one_shot(run: LoadedRun, drawn: int = 1_000, seed: int = 0) -> tuple[OneShotResult, OneShotResult]:
@@ -202,29 +277,8 @@ def one_shot(run: LoadedRun, drawn: int = 1_000, seed: int = 0) -> tuple[OneShot
         vectors = embed(model.to(device), [to_float(both)], len(both), device)
         official.append((vectors[: len(task.query)], vectors[len(task.query) :], task.answers.numpy()))
     table = run.data.splits.test
-    batches = (to_float(batch.images) for batch in run.data.pass_over(table))
-    vectors = embed(model.to(device), batches, len(table), device, "embedding test")
+    vectors = collected(_embedded(model, run.data, table, "test"), len(table))
     if table.groups is None:
         raise ConfigError("One-shot runs are drawn within alphabets, but this Omniglot has no groups.")
     runs = draw_runs(vectors, table.labels.numpy(), table.groups.numpy(), drawn, seed=seed)
     return score_runs(official), score_runs(runs)
-
-
-def galleries(found: RetrievalResult, table: LabelledImages, most: int = 20, shown: int = 5) -> list[Gallery]:
-    """A few queries with what they found: the worst by average precision first, then some evenly spaced."""
-    order = np.argsort(found.per_query["map@r"], kind="stable")
-    spaced = order[np.linspace(0, len(order) - 1, min(most, len(order)), dtype=np.int64)]
-    rows = []
-    for position in dict.fromkeys(spaced.tolist()):
-        query = int(found.query_rows[position])
-        near = [int(row) for row in found.neighbours[position][:shown] if row >= 0]
-        images = table.batch([query, *near]).images.permute(0, 2, 3, 1).numpy()
-        labels = [table.class_names[int(table.labels[row])] for row in [query, *near]]
-        neighbours = [
-            Neighbour(
-                images[i + 1], labels[i + 1], float(found.neighbour_distances[position][i]), labels[i + 1] == labels[0]
-            )
-            for i in range(len(near))
-        ]
-        rows.append(Gallery(images[0], labels[0], neighbours))
-    return rows

@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from jsonargparse import Namespace
+from pytorch_lightning.loggers import Logger
 
 from lossopt import config as configuration
 from lossopt.callbacks import FiniteGuard, RetrievalAtValidation, TrainingHealth
@@ -32,7 +33,10 @@ from lossopt.checkpoints import (
 from lossopt.durable import run_lock, write_text
 from lossopt.errors import ConfigError, DataError
 from lossopt.preflight import check_data, check_settings, trainer_settings
+from lossopt.report.findings import Findings, examine
+from lossopt.report.logged import logged_galleries, logged_tables
 from lossopt.report.run import write_run_report
+from lossopt.report.thumbnails import Pictures, TablePictures
 from lossopt.retrieval.text import as_line
 from lossopt.runs import (
     CONFIG,
@@ -40,12 +44,12 @@ from lossopt.runs import (
     RunResult,
     config_hash,
     evaluate_split,
-    galleries,
     load_weights,
     result_of,
+    rows_of,
     run_folder,
 )
-from lossopt.tracking import METRICS_FILE, finish, log_galleries, loggers, read_metrics
+from lossopt.tracking import METRICS_FILE, finish, log_galleries, log_table, loggers, read_metrics
 
 
 def train(namespace: Namespace, resume: str | None = None, say: Callable[[str], None] = lambda line: None) -> RunResult:
@@ -139,16 +143,27 @@ def _measure(
     say(f"best       {as_line(result.validation)}  (epoch {result.epoch}, chosen by {monitor})")
     if made.retrieval.test:
         load_weights(made.model, result.checkpoint)
-        found, table, _ = evaluate_split(made.model, made.data, "test", made.retrieval.ks, made.retrieval.distance)
+        found, table, embeddings = evaluate_split(
+            made.model, made.data, "test", made.retrieval.ks, made.retrieval.distance
+        )
         result.test.update({f"test/{name}": value for name, value in found.metrics.items()})
         say(f"test       {as_line(result.test)}")
-        log_galleries(trainer.loggers, "test/galleries", galleries(found, table))
         for logger in trainer.loggers:
             logger.log_metrics(result.test, step=trainer.global_step)
-        say(f"report     {write_run_report(folder, found, table, made.data.splits)}")
+        vectors = rows_of(table).with_vectors(embeddings, {"split": "test"})
+        findings = examine(vectors, found, trained_on=made.data.splits.train.class_names)
+        say(f"report     {write_run_report(folder, findings, table, made.data.splits)}")
+        _show(trainer.loggers, findings, TablePictures(table), trainer.global_step)
     finish(trainer.loggers, {**result.validation, **result.test})
     write_text(folder / RESULTS, json.dumps(result.as_json(), indent=2))
     return result
+
+
+def _show(to: list[Logger], findings: Findings, pictures: Pictures, step: int) -> None:
+    """The tables and figures of the report in W&B."""
+    log_galleries(to, "test/galleries", logged_galleries(findings, pictures), step)
+    for table in logged_tables(findings, pictures):
+        log_table(to, f"test/{table.name}", table.columns, table.rows, step, table.line)
 
 
 def _trial(made: Namespace, config: dict[str, Any], say: Callable[[str], None]) -> RunResult:

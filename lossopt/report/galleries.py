@@ -1,52 +1,59 @@
-"""Which queries a report shows, and what they found: the worst, those around the median, the best."""
+"""Which queries a report shows, and what they found: the worst, the near misses, those around the median, the best.
 
-import base64
-import io
+Letters: q queries, k neighbours.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from lossopt.data.dataset import LabelledImages
-from lossopt.retrieval.evaluation import RetrievalResult
+from lossopt.report.thumbnails import Thumbnail, Thumbnails
+from lossopt.retrieval.index import Neighbours
+from lossopt.retrieval.vectors import LabelledVectors
 
-SIDE = 96  # pixels of a thumbnail's longer side, at most
+NEIGHBOURS_SHOWN = 5
 
 
 class Chosen(NamedTuple):
     """Positions among the queries; no position is in two of them."""
 
     worst: list[int]
+    near_misses: list[int]
     median: list[int]
     best: list[int]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One image of a gallery.
+    """One image of a page.
 
-    image: a PNG as a data URI. pixelated: small enough to be enlarged with hard edges. above, leaf: the class name up
-    to its last slash, and after it. correct, distance: of a neighbour; a query has True and 0.
+    image: None where there is none. above, leaf: the class name up to its last slash, and after it. name: of the row.
+    correct, distance: of a neighbour; a query has True and 0.
     """
 
-    image: str
-    pixelated: bool
+    image: Thumbnail | None
     class_name: str
     above: str
     leaf: str
-    correct: bool
-    distance: float
+    name: str
+    correct: bool = True
+    distance: float = 0.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """A query and its nearest neighbours; relevant: images of its class that it could have found."""
+    """A query and its nearest neighbours.
+
+    relevant: images of its class that it could have found. first_right: rank of the first one that it did find, a mean
+    over the orders of what is tied.
+    """
 
     query: Shown
-    name: str
     average_precision: float
     relevant: int
+    first_right: float
     neighbours: list[Shown]
 
     @property
@@ -55,27 +62,40 @@ class Row:
         return sum(near.correct for near in self.neighbours)
 
 
-def choose_queries(score: np.ndarray, label: np.ndarray, each: int = 6) -> Chosen:
-    """The `each` lowest scores, those around the median, and the highest; fewer of each when there are few queries.
+def choose_queries(score: np.ndarray, label: np.ndarray, reciprocal_rank: np.ndarray, each: int = 6) -> Chosen:
+    """The lowest scores, near misses, those around the median, the highest; fewer when there are few queries.
 
-    Equal scores are taken from different classes in turn, classes in a fixed shuffled order, so that six perfect
-    queries are not six of one class or of the first alphabet.
+    A near miss has a wrong first neighbour and a right second one; those that are right in all else come first. Of one
+    class at most two are taken of a kind, while there are others. Equal scores are taken from different classes in
+    turn, classes in a fixed shuffled order, so that six perfect queries are not six of the first alphabet.
 
     Args:
         score: (q,) average precision of each query.
         label: (q,) its class, a whole number >= 0.
+        reciprocal_rank: (q,) 1 / rank of its first right neighbour.
         each: how many of each kind.
     """
-    count = min(each, -(-len(score) // 3))
+    count = min(each, -(-len(score) // 4))
     turn = _turn_within_ties(score, label)
     shuffled = np.random.default_rng(0).permutation(int(label.max()) + 1)[label]
     ascending = np.lexsort((shuffled, turn, score))
-    worst = ascending[:count]
     descending = np.lexsort((shuffled, turn, -score))
-    best = descending[~np.isin(descending, worst)][:count]
-    rest = ascending[~np.isin(ascending, np.concatenate([worst, best]))]
-    start = max(0, (len(rest) - count + 1) // 2)
-    return Chosen(worst.tolist(), rest[start : start + count].tolist(), best.tolist())
+    worst = _varied(ascending, label, count)
+    best = _varied(descending[~np.isin(descending, worst)], label, count)
+    taken = np.concatenate([worst, best])
+    missed = descending[np.isclose(reciprocal_rank[descending], 0.5) & ~np.isin(descending, taken)]
+    near = _varied(missed, label, count)
+    rest = ascending[~np.isin(ascending, np.concatenate([taken, near]))]
+    from_middle = rest[np.argsort(np.abs(np.arange(len(rest)) - (len(rest) - 1) / 2), kind="stable")]
+    median = _varied(from_middle, label, count)
+    return Chosen(worst.tolist(), near.tolist(), median.tolist(), best.tolist())
+
+
+def _varied(order: np.ndarray, label: np.ndarray, count: int, of_a_class: int = 2) -> np.ndarray:
+    """The first `count`, in their order, of which no class has more than `of_a_class` while there are others."""
+    turn = _turn_within_ties(np.zeros(len(order)), label[order])
+    kept = np.argsort(turn >= of_a_class, kind="stable")[:count]
+    return order[np.sort(kept)]
 
 
 def _turn_within_ties(score: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -89,15 +109,6 @@ def _turn_within_ties(score: np.ndarray, label: np.ndarray) -> np.ndarray:
     return turn
 
 
-def relevant_and_candidates(found: RetrievalResult, table: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
-    """(q,) items of its class that each query can find, and (q,) items that it searches; itself is in neither."""
-    labels = table.labels.numpy()
-    gallery = np.ones(len(table), dtype=bool) if table.gallery is None else table.gallery.numpy()
-    itself = gallery[found.query_rows].astype(np.int64)
-    per_class = np.bincount(labels[gallery], minlength=len(table.class_names))
-    return per_class[labels[found.query_rows]] - itself, int(gallery.sum()) - itself
-
-
 def chance_of_recall(relevant: np.ndarray, candidates: np.ndarray, k: int) -> float:
     """Mean recall@k of a random order: 1 - C(candidates - relevant, k) / C(candidates, k), over queries."""
     missed = np.ones(len(relevant))
@@ -106,46 +117,48 @@ def chance_of_recall(relevant: np.ndarray, candidates: np.ndarray, k: int) -> fl
     return float(1 - missed.mean())
 
 
-def gallery_rows(found: RetrievalResult, table: LabelledImages, positions: list[int], neighbours: int = 5) -> list[Row]:
-    """Queries by their positions in `found`, each with up to 10 of its nearest as images."""
-    relevant, _ = relevant_and_candidates(found, table)
-    rows = []
-    for position in positions:
-        query = int(found.query_rows[position])
-        near = [int(row) for row in found.neighbours[position][:neighbours] if row >= 0]
-        images = table.batch([query, *near]).images.permute(0, 2, 3, 1).numpy()
-        distances = [0.0, *(float(value) for value in found.neighbour_distances[position][: len(near)])]
-        names = [table.class_names[int(table.labels[row])] for row in (query, *near)]
-        shown = [
-            _shown(image, name, name == names[0], distance)
-            for image, name, distance in zip(images, names, distances, strict=True)
-        ]
-        rows.append(
-            Row(
-                query=shown[0],
-                name=table.names[query],
-                average_precision=float(found.per_query["map@r"][position]),
-                relevant=int(relevant[position]),
-                neighbours=shown[1:],
-            )
-        )
-    return rows
+class Album:
+    """Rows of a table as what a page shows of them: image, class, name.
+
+    Args:
+        vectors: the table.
+        thumbnails: of its rows.
+    """
+
+    def __init__(self, vectors: LabelledVectors, thumbnails: Thumbnails) -> None:
+        self.vectors, self.thumbnails = vectors, thumbnails
+
+    def shown(self, row: int, correct: bool = True, distance: float = 0.0) -> Shown:
+        """One row."""
+        class_name = self.vectors.class_names[int(self.vectors.labels[row])]
+        above, leaf = split_name(class_name)
+        name = str(self.vectors.names[row])
+        return Shown(self.thumbnails.of(row), class_name, above, leaf, name, correct, distance)
+
+    def gallery(
+        self, queries: Sequence[int], near: Neighbours, score: np.ndarray, relevant: np.ndarray, rank: np.ndarray
+    ) -> list[Row]:
+        """Queries with their nearest.
+
+        Args:
+            queries: (q,) row numbers.
+            near: (q, k) their nearest rows, -1 past the end.
+            score, relevant, rank: (q,) average precision, what there was to find, rank of the first right one.
+        """
+        self.thumbnails.prepare([int(row) for row in (*queries, *near.rows[near.rows >= 0])])
+        rows = []
+        for place, query in enumerate(queries):
+            label = self.vectors.labels[query]
+            found = [
+                self.shown(int(row), bool(self.vectors.labels[row] == label), float(distance))
+                for row, distance in zip(near.rows[place], near.distances[place], strict=True)
+                if row >= 0
+            ]
+            rows.append(Row(self.shown(query), float(score[place]), int(relevant[place]), float(rank[place]), found))
+        return rows
 
 
-def _shown(image: np.ndarray, class_name: str, correct: bool, distance: float) -> Shown:
+def split_name(class_name: str) -> tuple[str, str]:
+    """A class name up to and with its last slash, and after it; all of it is the second if nothing would be left."""
     above, slash, leaf = class_name.rpartition("/")
-    if not leaf:
-        above, slash, leaf = "", "", class_name
-    uri, pixelated = png_uri(image)
-    return Shown(uri, pixelated, class_name, above + slash, leaf, correct, distance)
-
-
-def png_uri(image: np.ndarray, side: int = SIDE) -> tuple[str, bool]:
-    """A (h, w, 1 or 3) uint8 image as a PNG data URI, at most `side` long, and whether it was smaller than that."""
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    small = max(picture.size) < side
-    if not small:
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    written = io.BytesIO()
-    picture.save(written, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii"), small
+    return (above + slash, leaf) if leaf else ("", class_name)

@@ -48,6 +48,7 @@ class RunRecord:
     steps, images, epochs: of training; images is None if no step was logged.
     validation, loss: curves. dead_steps: share of the logged steps in which the miner found nothing, or None.
     gradient_norm, embedding_norm: means over the last logged steps, None if there are none.
+    checkpoint_sha256: of the best checkpoint, "" if none is on record.
     config, environment: text. paths_hidden: whether a path was left out of `config`.
     """
 
@@ -65,6 +66,7 @@ class RunRecord:
     dead_steps: float | None
     gradient_norm: float | None
     embedding_norm: float | None
+    checkpoint_sha256: str
     config: str
     environment: tuple[str, ...]
     paths_hidden: bool
@@ -106,6 +108,7 @@ def read_record(folder: Path) -> RunRecord:
         dead_steps=float((tuples == 0).mean()) if len(tuples) else None,
         gradient_norm=_mean_of_last(steps, "train/gradient_norm"),
         embedding_norm=_mean_of_last(steps, "train/embedding_norm"),
+        checkpoint_sha256="" if kept is None else kept.sha256,
         config=text,
         environment=tuple(
             without_paths(line) for line in _text(folder, "environment.txt").splitlines() if line.strip()

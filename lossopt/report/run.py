@@ -1,39 +1,35 @@
-"""The report of one run: a single HTML file without scripts or requests, in which every foreign text is escaped."""
+"""The page of an evaluation: of a run, with its training, or of vectors alone, whoever made them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lossopt.data.dataset import LabelledImages, Splits
-from lossopt.durable import write_whole
-from lossopt.report.chart import HEIGHT, WIDTH, Chart, line_chart
-from lossopt.report.galleries import (
-    Row,
-    chance_of_recall,
-    choose_queries,
-    gallery_rows,
-    relevant_and_candidates,
-)
+from lossopt.report import belief, figures
+from lossopt.report.chart import Chart
+from lossopt.report.classes import ClassTable, PairCards, PartTable, class_table, pair_cards, part_tables
+from lossopt.report.doubts import Doubts, doubts_view
+from lossopt.report.findings import Findings
+from lossopt.report.galleries import NEIGHBOURS_SHOWN, Album, Row, choose_queries
+from lossopt.report.page import render, write_page
 from lossopt.report.record import RunRecord, read_record, without_paths
-from lossopt.retrieval.evaluation import RetrievalResult
+from lossopt.report.space import Distances, MapView, distances_view, map_view
+from lossopt.report.thumbnails import FilePictures, Pictures, TablePictures, Thumbnails
+from lossopt.report.words import definitions, distance_name, measured
 
 REPORT = "report.html"
+_CONTENTS = (
+    *(("result", "Result"), ("belief", "Believe it?"), ("measured", "What was measured"), ("curves", "Curves")),
+    *(("classes", "Classes"), ("confusions", "Confusions"), ("galleries", "What it finds"), ("distances", "Distances")),
+    *(("map", "Map"), ("doubts", "Look again"), ("health", "Health"), ("definitions", "Definitions")),
+    ("repeat", "Repeat it"),
+)
 
 
-class MetricRow(NamedTuple):
-    """One line of the table of figures; shares in [0, 1], None where there is no figure."""
-
-    name: str
-    untrained: float | None
-    best: float | None
-    test: float
-    test_all: float
-
-
-class GalleryGroup(NamedTuple):
+class Gallery(NamedTuple):
     """A heading and the queries below it."""
 
     title: str
@@ -41,39 +37,102 @@ class GalleryGroup(NamedTuple):
     rows: list[Row]
 
 
-class Sign(NamedTuple):
-    """One figure of the run's health and a sentence on what it means."""
+class SplitTag(NamedTuple):
+    """Whether training saw the classes, in two words and in a sentence."""
 
-    name: str
-    value: str
-    meaning: str
+    tag: str
+    words: str
+    doubtful: bool
+
+
+class LeftOut(NamedTuple):
+    """Queries without anything to find, counted, and what they would change."""
+
+    how_many: str
+    words: str
+
+
+class Steps(NamedTuple):
+    """The headline's metric on the validation split before and after training."""
+
+    untrained: float | None
+    best: float | None
+    epoch: int | None
+    monitor: str
+
+
+class Repeat(NamedTuple):
+    """What somebody needs who wants the same figures."""
+
+    commands: list[str]
+    words: str
+    facts: list[str]
+    config: str
 
 
 @dataclass(frozen=True)
-class Summary:
-    """All figures of a report, before any HTML.
+class Subject:
+    """What the page is about.
 
-    headline: name of the metric in large type. chance: what a random order would reach in it, None for MAP@R.
+    name: in the title. where: completes "recall@1 ...". checkpoint: words below the headline. description: of the data.
+    class_disjoint: whether training saw none of the classes; None: nobody knows. record: None without a run.
     """
 
-    record: RunRecord
-    found: RetrievalResult
-    headline: str
-    chance: float | None
-    metrics: list[MetricRow]
-    charts: list[Chart]
-    galleries: list[GalleryGroup]
-    health: list[Sign]
+    name: str
+    where: str
+    checkpoint: str
+    description: str
+    class_disjoint: bool | None
+    repeat: Repeat
+    record: RunRecord | None = None
 
 
-def write_run_report(folder: Path, found: RetrievalResult, table: LabelledImages, splits: Splits) -> Path:
+@dataclass(frozen=True)
+class Page:
+    """Everything that the template shows, worked out."""
+
+    name: str
+    seed: int | None
+    where: str
+    checkpoint: str
+    description: str
+    contents: Sequence[tuple[str, str]]
+    headline: figures.Headline
+    seconds: list[figures.Second]
+    withheld: belief.Withheld | None
+    steps: Steps | None
+    counts: list[tuple[str, str]]
+    split_tag: SplitTag | None
+    left_out: LeftOut | None
+    checks: list[belief.Check]
+    measured: list[tuple[str, str, str]]
+    recall: Chart
+    figures: figures.FigureTable
+    learning: list[Chart]
+    classes: ClassTable
+    breakdowns: list[PartTable]
+    confusions: PairCards
+    galleries: list[Gallery]
+    distance: str
+    distances: Distances
+    map: MapView
+    doubts: Doubts
+    health: list[belief.Sign]
+    definitions: list[tuple[str, str]]
+    repeat: Repeat
+
+
+def write_run_report(
+    folder: Path, findings: Findings, table: LabelledImages, splits: Splits, page: Path | None = None
+) -> Path:
     """Writes `report.html` into a run folder; an earlier one is replaced as a whole.
 
     Args:
         folder: of the run; its metrics.jsonl, config.yaml, environment.txt and checkpoint manifest are read.
-        found: the evaluation of the best checkpoint on the test split.
+        findings: about the embeddings of the best checkpoint on the test split.
         table: the images of that split.
         splits: of the run, for their description.
+        page: where to write instead.
 
     Returns:
         The path of the page.
@@ -81,151 +140,190 @@ def write_run_report(folder: Path, found: RetrievalResult, table: LabelledImages
     Raises:
         DataError: the folder lacks a file of a run. LossoptError: the page cannot be written.
     """
-    page = as_html(summarise(read_record(folder), found, table), splits.description, splits.class_disjoint)
-    # names on disk need not be text: a byte that is not becomes a visible escape
-    content = page.encode("utf-8", "backslashreplace")
-    write_whole(folder / REPORT, lambda file: file.write(content))
-    return folder / REPORT
+    record = read_record(folder)
+    subject = _run_subject(record, splits)
+    return write_page(page or folder / REPORT, as_html(page_of(findings, TablePictures(table), subject)))
 
 
-def as_html(summary: Summary, description: str, class_disjoint: bool) -> str:
-    """The page. description: of the splits, in words; class_disjoint: whether training and test share no class."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def write_vectors_report(path: Path, findings: Findings, name: str, folder: Path) -> Path:
+    """Writes the page of vectors that no run is known of; their images are shown where their paths lead to some.
+
+    Args:
+        path: of the page.
+        findings: about the vectors.
+        name: in the title.
+        folder: what relative paths of images begin at.
+
+    Raises:
+        LossoptError: the page cannot be written.
+    """
+    pictures = FilePictures(findings.vectors.paths, folder)
+    return write_page(path, as_html(page_of(findings, pictures, _vectors_subject(findings, name))))
+
+
+def as_html(page: Page) -> str:
+    """The page as a file."""
+    return render("evaluation.html.j2", {"page": page}, {"bare": bare})
+
+
+def bare(share: float | None, decimals: int = 2) -> str:
+    """A share in per cent without its sign, for columns; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{decimals}f}"
+
+
+def page_of(findings: Findings, pictures: Pictures, subject: Subject) -> Page:
+    """Everything that a page shows."""
+    album, record, result = Album(findings.vectors, Thumbnails(pictures)), subject.record, findings.result
+    return Page(
+        name=subject.name,
+        seed=None if record is None else record.seed,
+        where=subject.where,
+        checkpoint=subject.checkpoint,
+        description=subject.description,
+        contents=_CONTENTS,
+        headline=figures.headline(findings),
+        seconds=figures.seconds(findings),
+        withheld=belief.withheld(findings),
+        steps=None if record is None else _steps(record, findings.headline),
+        counts=[
+            *(("queries", f"{result.queries:,}"), ("gallery images", f"{result.gallery:,}")),
+            *(("classes", f"{result.classes:,}"), ("queries left out", f"{result.excluded:,}")),
+        ],
+        split_tag=_split_tag(subject.class_disjoint),
+        left_out=_left_out(findings),
+        checks=belief.checks(findings, subject.class_disjoint),
+        measured=measured(findings),
+        recall=figures.recall_chart(findings, record),
+        figures=figures.figure_table(findings, record),
+        learning=[] if record is None else figures.learning_charts(record, findings.headline),
+        classes=class_table(findings, pictures),
+        breakdowns=part_tables(findings),
+        confusions=pair_cards(findings, album),
+        galleries=_galleries(findings, album),
+        distance=distance_name(result.distance),
+        distances=distances_view(findings),
+        map=map_view(findings, pictures),
+        doubts=doubts_view(findings, album),
+        health=belief.health(findings, record),
+        definitions=definitions(findings),
+        repeat=subject.repeat,
     )
-    environment.filters |= {"percent": percent, "metric": metric_name, "distance": distance_text}
-    return environment.get_template("run.html.j2").render(
-        summary=summary,
-        record=summary.record,
-        found=summary.found,
-        description=without_paths(description),
-        class_disjoint=class_disjoint,
-        without_paths=without_paths,
-        width=WIDTH,
-        height=HEIGHT,
-    )
 
 
-def summarise(record: RunRecord, found: RetrievalResult, table: LabelledImages) -> Summary:
-    """Everything that the page shows, worked out."""
-    headline = next(iter(found.metrics))
-    chance = None
-    if headline.startswith("recall@"):
-        chance = chance_of_recall(*relevant_and_candidates(found, table), int(headline.removeprefix("recall@")))
-    return Summary(
+def _run_subject(record: RunRecord, splits: Splits) -> Subject:
+    images = "" if record.images is None else f", {record.images:,} images"
+    epochs = "1 epoch" if record.epochs == 1 else f"{record.epochs} epochs"
+    hidden = " Paths of the machine are left out below." if record.paths_hidden else ""
+    facts = list(record.environment)
+    if record.checkpoint_sha256:
+        facts.append(f"best checkpoint sha256 {record.checkpoint_sha256}")
+    return Subject(
+        name=record.name,
+        where="on the test split",
+        checkpoint="best checkpoint" + ("" if record.best is None else f", epoch {record.best.epoch}"),
+        description=without_paths(splits.description),
+        class_disjoint=splits.class_disjoint,
+        repeat=Repeat(
+            ["lossopt train --config config.yaml"],
+            f"config.yaml lies in the folder of the run, {record.folder}. Seed {record.seed}; {epochs}, "
+            f"{record.steps:,} steps{images}.{hidden}",
+            facts,
+            record.config,
+        ),
         record=record,
-        found=found,
-        headline=headline,
-        chance=chance,
-        metrics=_metrics(record, found),
-        charts=_charts(record, headline),
-        galleries=_galleries(found, table),
-        health=_health(record, found),
     )
 
 
-def percent(share: float | None, decimals: int = 1) -> str:
-    """A share in [0, 1] in per cent; a dash for None."""
-    return "–" if share is None else f"{100 * share:.{decimals}f}\N{NO-BREAK SPACE}%"
+def _vectors_subject(findings: Findings, name: str) -> Subject:
+    given = dict(findings.vectors.provenance)
+    split, checkpoint = given.get("split"), given.get("checkpoint")
+    result = findings.result
+    rule = "" if result.exclude == "none" else f" --exclude {result.exclude.replace(' ', '-')}"
+    ks = " ".join(str(k) for k in findings.ks)
+    return Subject(
+        name=name,
+        where=f"on the {split} split" if split else "on these vectors",
+        checkpoint=f"checkpoint {without_paths(str(checkpoint))}" if checkpoint else "",
+        description=without_paths(str(given.get("data") or "")),
+        class_disjoint=findings.class_disjoint,
+        repeat=Repeat(
+            [f"lossopt report VECTORS --ks {ks} --distance {result.distance}{rule}"],
+            "What the vectors say of where they come from:"
+            if given
+            else "The vectors do not say where they come from.",
+            _facts(given),
+            "",
+        ),
+    )
 
 
-def metric_name(key: str) -> str:
-    """The name of a metric as people write it."""
-    return "MAP@R" if key == "map@r" else key
+def _facts(given: dict[str, Any]) -> list[str]:
+    """Provenance as lines; what is nested is joined with dots."""
+    lines = []
+    for key, value in given.items():
+        if isinstance(value, dict):
+            lines += [f"{key}.{line}" for line in _facts(value)]
+        elif value is not None:
+            lines.append(without_paths(f"{key}: {value}"))
+    return lines
 
 
-def distance_text(distance: float) -> str:
-    """Three decimals while distances are small, four digits beyond."""
-    return f"{distance:.3f}" if distance < 10 else f"{distance:.4g}"
+def _steps(record: RunRecord, name: str) -> Steps:
+    return Steps(
+        untrained=record.untrained.metrics.get(name) if record.untrained else None,
+        best=record.best.metrics.get(name) if record.best else None,
+        epoch=record.best.epoch if record.best else None,
+        monitor=record.monitor,
+    )
 
 
-def _metrics(record: RunRecord, found: RetrievalResult) -> list[MetricRow]:
-    untrained = record.untrained.metrics if record.untrained else {}
-    best = record.best.metrics if record.best else {}
-    return [
-        MetricRow(name, untrained.get(name), best.get(name), value, found.metrics_all_queries[name])
-        for name, value in found.metrics.items()
-    ]
+def _split_tag(class_disjoint: bool | None) -> SplitTag | None:
+    if class_disjoint is None:
+        return None
+    if class_disjoint:
+        return SplitTag("unseen classes", "No class of the test split was trained on.", False)
+    words = "Test classes were also trained on (with other images), so this does not measure unseen classes."
+    return SplitTag("known classes", words, True)
 
 
-def _charts(record: RunRecord, headline: str) -> list[Chart]:
-    x_label = "images seen" if record.images is not None else "steps"
-    charts = []
-    for name in dict.fromkeys((headline, "map@r")):
-        if name not in record.validation:
-            continue
-        x, y = record.validation[name]
-        marked = [(0.0, "untrained")] if record.untrained else []
-        if record.best and record.best.step > 0:
-            marked.append((record.images_at(record.best.step), "best"))
-        title = f"{metric_name(name)}, validation, %"
-        charts.append(line_chart(title, x, 100 * y, x_label, marked=tuple(marked)))
-    charts.append(line_chart("Training loss", *record.loss, x_label, decimals=3))
-    return charts
+def _left_out(findings: Findings) -> LeftOut | None:
+    result, name = findings.result, findings.headline
+    if not result.excluded:
+        return None
+    one = result.excluded == 1
+    both = (f"{100 * metrics[name]:.1f} %" for metrics in (result.metrics_all_queries, result.metrics))
+    return LeftOut(
+        f"{result.excluded:,} {'query has' if one else 'queries have'} nothing to find",
+        f"(no other image of the class in what {'it searches' if one else 'they search'}) and {'is' if one else 'are'} "
+        "left out. Counted as failures, {} would be {} instead of {}.".format(name, *both),
+    )
 
 
-def _galleries(found: RetrievalResult, table: LabelledImages) -> list[GalleryGroup]:
-    score = found.per_query["map@r"]
-    chosen = choose_queries(score, table.labels.numpy()[found.query_rows])
+def _galleries(findings: Findings, album: Album) -> list[Gallery]:
+    result = findings.result
+    score, rank = result.per_query["map@r"], 1 / result.per_query["mrr"]
+    chosen = choose_queries(score, findings.vectors.labels[result.query_rows], result.per_query["mrr"])
     words = (
-        ("Worst", "Lowest average precision. Look here for wrong labels, unreadable images and look-alike classes."),
+        (
+            "Worst",
+            "Lowest average precision, at most two of a class. Look here for wrong labels, unreadable images and "
+            "look-alike classes.",
+        ),
+        (
+            "Near misses",
+            "The first neighbour is wrong and the second right; those that are right in all else come first.",
+        ),
         ("Around the median", "What to expect from an ordinary query."),
         ("Best", "Highest average precision. If even these look wrong, doubt the labels or the split."),
     )
-    return [
-        GalleryGroup(title, note, gallery_rows(found, table, positions))
-        for (title, note), positions in zip(words, chosen, strict=True)
-        if positions
-    ]
-
-
-def _health(record: RunRecord, found: RetrievalResult) -> list[Sign]:
-    collapse = found.collapse
-    signs = [
-        Sign(
-            "Effective rank",
-            f"{collapse.effective_rank:.1f} of {found.dimensions}",
-            "How many directions the test embeddings use. Near 1 they lie on a line and say almost nothing.",
-        ),
-        Sign(
-            "Spread",
-            f"{collapse.spread:.2f}",
-            "How far the embeddings, at unit length, spread around their mean: near 1 is wide, 0 is a single point.",
-        ),
-        Sign(
-            "Ties at rank 1",
-            percent(collapse.tie_share),
-            "Queries whose nearest distance is shared by several images: duplicates in the data, or a collapse.",
-        ),
-    ]
-    if record.dead_steps is not None:
-        signs.append(
-            Sign(
-                "Steps with nothing to compare",
-                percent(record.dead_steps),
-                "Of the logged steps, those in which the miner found no pair or triplet: nothing was learnt in them.",
-            )
-        )
-    if record.gradient_norm is not None:
-        signs.append(
-            Sign(
-                "Gradient norm at the end",
-                f"{record.gradient_norm:.3g}",
-                "Length of the gradient over the last logged steps. Near 0 learning has stopped; growing, it diverges.",
-            )
-        )
-    if record.embedding_norm is not None:
-        signs.append(
-            Sign("Embedding norm at the end", f"{record.embedding_norm:.3g}", _norm_meaning(record.embedding_norm))
-        )
-    return signs
-
-
-def _norm_meaning(norm: float) -> str:
-    if np.isclose(norm, 1.0, atol=5e-3):
-        return "Mean length of an embedding in training; 1 means that the network scales them to unit length."
-    return "Mean length of an embedding in training. It is not fixed to 1: near 0 they shrink to a point."
+    galleries = []
+    for (title, note), positions in zip(words, chosen, strict=True):
+        if not positions:
+            if title == "Near misses":
+                galleries.append(Gallery(title, "No query has a wrong first neighbour and a right second one.", []))
+            continue
+        at = np.array(positions)
+        near = findings.nearest_of(positions, NEIGHBOURS_SHOWN)
+        rows = album.gallery(result.query_rows[at].tolist(), near, score[at], result.relevant[at], rank[at])
+        galleries.append(Gallery(title, note, rows))
+    return galleries

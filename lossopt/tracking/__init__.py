@@ -2,7 +2,7 @@
 
 from lossopt.tracking.offline import OfflineRun, read_offline_run
 from lossopt.tracking.record import METRICS_FILE, JsonLinesLogger, read_metrics
-from lossopt.tracking.view import Gallery, Neighbour, finish, log_galleries, loggers
+from lossopt.tracking.view import Gallery, Neighbour, finish, log_galleries, log_table, loggers
 
 __all__ = [
     "METRICS_FILE",
@@ -12,6 +12,7 @@ __all__ = [
     "OfflineRun",
     "finish",
     "log_galleries",
+    "log_table",
     "loggers",
     "read_metrics",
     "read_offline_run",

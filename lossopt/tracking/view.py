@@ -243,6 +243,42 @@ def log_galleries(to: Iterable[Logger], key: str, rows: Sequence[Gallery], step:
             view.log_metrics({key: table}, step)
 
 
+def log_table(
+    to: Iterable[Logger],
+    key: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Json | np.ndarray]],
+    step: int | None = None,
+    line: tuple[str, str] | None = None,
+) -> None:
+    """One W&B table, or a chart of it. Nothing happens without W&B, and the local record holds figures only.
+
+    Args:
+        to: loggers; those that are not W&B are passed over.
+        key: where it appears.
+        columns: their names.
+        rows: a value per column; a uint8 array of shape (h, w) or (h, w, c) is shown as an image.
+        step: see `WandbView.log_metrics`.
+        line: two columns, to be drawn as a curve of the second over the first.
+
+    Raises:
+        ValueError: a row has more or fewer values than there are columns.
+    """
+    if any(len(row) != len(columns) for row in rows):
+        raise ValueError(f"{key}: every row needs {len(columns)} values, one for each of {', '.join(columns)}.")
+    views = [logger for logger in to if isinstance(logger, WandbView) and logger.alive]
+    if not views or not rows:
+        return
+    import wandb
+
+    for view in views:
+        with view.guarded(), _staged_inside(view.folder):
+            cells = [[wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
+            table = wandb.Table(columns=list(columns), data=cells)
+            shown = table if line is None else wandb.plot.line(table, line[0], line[1], title=key)
+            view.log_metrics({key: shown}, step)
+
+
 def _captioned(near: Neighbour) -> "wandb.Image":
     import wandb
 
