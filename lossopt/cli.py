@@ -1,20 +1,25 @@
 """The `lossopt` command: one subcommand per job; heavy imports are inside them, so that --help is instant."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lossopt import __version__
-from lossopt.errors import ConfigError, LossoptError
+from lossopt.errors import ConfigError, EvaluationError, LossoptError
 
 if TYPE_CHECKING:
     from lossopt.report.thumbnails import Pictures
+    from lossopt.retrieval.evaluation import RetrievalResult
     from lossopt.retrieval.index import Distance
     from lossopt.retrieval.vectors import LabelledVectors
 
+    Evaluated = tuple[LabelledVectors, LabelledVectors | None, RetrievalResult, str]
+
+VECTORS = "a folder of embeddings, .npy, .npz, .parquet or .safetensors"
 SPLITS = ("train", "validation", "test")
 _JOBS = {
     "train": "train a retrieval model: lossopt train --config configs/quickstart.yaml",
@@ -98,20 +103,51 @@ def embed(words: list[str]) -> None:
 
 def evaluate(words: list[str]) -> None:
     """`lossopt evaluate RUN [--split test]`, `lossopt evaluate VECTORS [--labels FILE] [--query FILE]`."""
-    parser = argparse.ArgumentParser(prog="lossopt evaluate", description="recall@k and its kin.")
-    parser.add_argument("what", type=Path, help="a run, a .ckpt file, a folder of embeddings, or .npy, .npz, .parquet")
+    parser = argparse.ArgumentParser(prog="lossopt evaluate", description="recall@k and its kin, and pairs told apart.")
+    parser.add_argument("what", type=Path, help=f"a run, a .ckpt file, {VECTORS}")
     parser.add_argument("--split", choices=SPLITS, help="of a run's data; default: test")
     _add_evaluation_options(parser)
+    parser.add_argument("--after", nargs="+", choices=("whiten", "expand", "rerank"), help="steps after the search")
+    parser.add_argument("--train", type=Path, help="training vectors to learn whitening on; a run has its own")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
     given, overrides = _with_overrides(parser, words)
     given.exclude = given.exclude.replace("-", " ")
-    if given.what.suffix == ".ckpt" or (given.what / "checkpoints").is_dir():
-        if given.labels or given.query or given.query_labels:
-            raise ConfigError("--labels and --query belong to vectors; a run has its own data (--split).")
-        _evaluate_run(given, overrides)
-    else:
-        if given.split or overrides:
-            raise ConfigError(f"--split, --data... and --model... belong to runs, but {given.what} is none.")
-        _evaluate_vectors(given)
+    is_run = given.what.suffix == ".ckpt" or (given.what / "checkpoints").is_dir()
+    if is_run and (given.labels or given.query or given.query_labels or given.train):
+        raise ConfigError("--labels, --query and --train belong to vectors; a run has its own data (--split).")
+    if not is_run and (given.split or overrides):
+        raise ConfigError(f"--split, --data... and --model... belong to runs, but {given.what} is none.")
+    from lossopt.retrieval.intervals import RESAMPLES
+    from lossopt.retrieval.text import as_text
+
+    table, train_table, found, heading = (_evaluate_run if is_run else _evaluate_vectors)(given, overrides, RESAMPLES)
+    print(_printable(f"{heading}\n\n{as_text(found)}"))
+    figures = {"retrieval": found.as_json(), **_verified(table, found)}
+    if given.after:
+        from lossopt.retrieval.after import after_search, after_text
+
+        ks = tuple(int(name.removeprefix("recall@")) for name in found.metrics if name.startswith("recall@"))
+        stages = after_search(table, train_table, given.after, ks, found.distance, found.exclude)
+        print(f"\n{after_text(stages)}")
+        figures["after"] = [stage._asdict() for stage in stages]
+    if given.json:
+        from lossopt.durable import write_text
+
+        write_text(given.json, json.dumps(figures, indent=2) + "\n")
+
+
+def _verified(table: "LabelledVectors", found: "RetrievalResult") -> dict[str, Any]:
+    """Prints how well pairs are told apart, where there are pairs of both kinds."""
+    from lossopt.retrieval.pairs import draw_pairs
+    from lossopt.retrieval.verification import verify
+
+    try:
+        verification = verify(draw_pairs(table.vectors, table.task(found.exclude), found.distance))
+    except EvaluationError as none:
+        print(f"\n{none}")
+        return {}
+    print(f"\n{verification.as_text()}")
+    return {"verification": verification.as_json()}
 
 
 def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
@@ -128,29 +164,31 @@ def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-labels", type=Path, help="as --labels")
 
 
-def _evaluate_run(given: argparse.Namespace, overrides: list[str]) -> None:
-    from lossopt.retrieval.text import as_text
-    from lossopt.runs import evaluate_split, load_run
+def _evaluate_run(given: argparse.Namespace, overrides: list[str], resamples: int) -> "Evaluated":
+    from lossopt.retrieval.evaluation import evaluate_vectors
+    from lossopt.runs import load_run, table_of
 
     run, split = load_run(given.what, overrides), given.split or "test"
     settings = run.config["retrieval"]
+    table = table_of(run, split)
+    _require_groups(given.exclude, table.groups, f"the {split} split")
     ks, distance = given.ks or settings["ks"], given.distance or settings["distance"]
-    _require_groups(given.exclude, getattr(run.data.splits, split).groups, f"the {split} split")
-    found, _, _ = evaluate_split(run.model, run.data, split, ks, distance, given.exclude)
-    print(_printable(f"{run.checkpoint}, {split} split\n{run.data.splits.description}\n\n{as_text(found)}"))
+    found = evaluate_vectors(table, ks, distance, given.exclude, resamples=resamples)
+    train_table = table_of(run, "train") if given.after and "whiten" in given.after else None
+    return table, train_table, found, f"{run.checkpoint}, {split} split\n{run.data.splits.description}"
 
 
-def _evaluate_vectors(given: argparse.Namespace) -> None:
+def _evaluate_vectors(given: argparse.Namespace, overrides: list[str], resamples: int) -> "Evaluated":
     from lossopt.retrieval.evaluation import KS, evaluate_vectors
     from lossopt.retrieval.foreign import read_vectors
     from lossopt.retrieval.index import Distance
-    from lossopt.retrieval.text import as_text
 
     table = read_vectors(given.what, given.labels, given.query, given.query_labels)
     _require_groups(given.exclude, table.groups, given.what)
     own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
-    found = evaluate_vectors(table, given.ks or KS, given.distance or own, given.exclude)
-    print(_printable(f"{given.what}\n{table.provenance.get('data', '')}\n\n{as_text(found)}"))
+    found = evaluate_vectors(table, given.ks or KS, given.distance or own, given.exclude, resamples=resamples)
+    train_table = read_vectors(given.train) if given.train else None
+    return table, train_table, found, f"{given.what}\n{table.provenance.get('data', '')}"
 
 
 def _require_groups(exclude: str, groups: object, what: object) -> None:
@@ -177,7 +215,7 @@ def _printable(text: str) -> str:
 def report(words: list[str]) -> None:
     """`lossopt report RUN`, `lossopt report VECTORS [--labels FILE] [--output PAGE]`."""
     parser = argparse.ArgumentParser(prog="lossopt report", description="One page that shows an evaluation.")
-    parser.add_argument("what", type=Path, help="the folder of a run, a folder of embeddings, or .npy, .npz, .parquet")
+    parser.add_argument("what", type=Path, help=f"the folder of a run, {VECTORS}")
     parser.add_argument("--output", type=Path, help="the page; default: RUN/report.html, or VECTORS.html")
     parser.add_argument("--umap", action="store_true", help="a third map; needs umap-learn")
     _add_evaluation_options(parser)
@@ -225,7 +263,7 @@ def _report_vectors(given: argparse.Namespace) -> Path:
 def diff(words: list[str]) -> None:
     """`lossopt diff A B [--html diff.html]`."""
     parser = argparse.ArgumentParser(prog="lossopt diff", description="Two runs or sets of vectors, query by query.")
-    parser.add_argument("a", type=Path, help="a run, a .ckpt file, a folder of embeddings, or .npy, .npz, .parquet")
+    parser.add_argument("a", type=Path, help=f"a run, a .ckpt file, {VECTORS}")
     parser.add_argument("b", type=Path, help="another one, of the same images")
     parser.add_argument("--html", type=Path, help="write a page with galleries there, too")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of a run's data")
@@ -276,7 +314,7 @@ def index(words: list[str]) -> None:
     build = jobs.add_parser("build", help="build an index and say what it finds of the exact answer, and how fast")
     tune = jobs.add_parser("tune", help="measure several indexes: recall, time and memory")
     for parser in (build, tune):
-        parser.add_argument("embeddings", type=Path, help="a folder of embeddings, or .npy, .npz, .parquet")
+        parser.add_argument("embeddings", type=Path, help=VECTORS)
         parser.add_argument("--distance", choices=("euclidean", "cosine"), help="default: the vectors' own")
         parser.add_argument("--k", type=_positive, default=10, help="neighbours that the recall is measured with")
         parser.add_argument("--seed", type=int, default=0, help="of the queries and the training rows that are drawn")
@@ -326,7 +364,7 @@ def search(words: list[str]) -> None:
     """`lossopt search INDEX IMAGE_OR_FOLDER [--k 10] [--html gallery.html]`."""
     parser = argparse.ArgumentParser(prog="lossopt search", description="The nearest images of an index.")
     parser.add_argument("index", type=Path, help="a folder written by lossopt index build")
-    parser.add_argument("what", type=Path, help="an image, a folder of images, or vectors (.npy, .npz, .parquet)")
+    parser.add_argument("what", type=Path, help=f"an image, a folder of images, or vectors: {VECTORS}")
     parser.add_argument("--run", type=Path, help="that made the vectors; default: as the index remembers")
     parser.add_argument("--k", type=_positive, default=10, help="neighbours")
     parser.add_argument("--html", type=Path, help="write a page with the images there, too")

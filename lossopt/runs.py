@@ -189,6 +189,12 @@ def evaluate_split(
     return evaluate_table(embeddings, table, ks, distance, exclude), table, embeddings
 
 
+def table_of(run: LoadedRun, split: str) -> LabelledVectors:
+    """The embeddings of "train", "validation" or "test", in memory."""
+    table: LabelledImages = getattr(run.data.splits, split)
+    return rows_of(table).with_vectors(vectors_of(run, table, split), {"split": split})
+
+
 def embed_split(run: LoadedRun, split: str, out: Path) -> LabelledVectors:
     """Embeds "train", "validation" or "test" into a folder, batch by batch; the vectors are never all in memory.
 

@@ -4,7 +4,8 @@ Letters: n rows, q queries, g gallery, d embedding, c classes, R relevant items 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,14 @@ class RetrievalResult:
     relevant: np.ndarray = field(repr=False)
     candidates: np.ndarray = field(repr=False)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types; without what is known of single queries."""
+        arrays = ("per_query", "query_rows", "relevant", "candidates")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in arrays} | {
+            "collapse": asdict(self.collapse),
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+        }
 
 
 def evaluate_retrieval(

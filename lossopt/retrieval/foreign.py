@@ -10,7 +10,7 @@ from lossopt.retrieval.parquet import read_parquet
 from lossopt.retrieval.store import read_embeddings
 from lossopt.retrieval.vectors import LabelledVectors, listed, query_gallery
 
-SUFFIXES = (".npy", ".npz", ".parquet")
+SUFFIXES = (".npy", ".npz", ".parquet", ".safetensors")
 
 
 def read_vectors(
@@ -26,6 +26,7 @@ def read_vectors(
         .npy        (n, d) numbers of any type; mapped
         .npz        vectors, and where wanted labels, names, paths, groups, query, gallery
         .parquet    the same as columns; the vectors are lists, or numbered columns
+        .safetensors  as .npz, but only numbers
 
     Numbers keep the type that they have in the file. Labels are whole numbers of any size, or text; without labels, all
     rows are of the class "", and can be searched but not evaluated.
@@ -40,7 +41,7 @@ def read_vectors(
 
     Raises:
         DataError: a file is missing, damaged, of another kind, holds Python objects, or its columns do not fit.
-        ConfigError: `query_labels` without `query`; Parquet without pyarrow.
+        ConfigError: `query_labels` without `query`; Parquet without pyarrow; safetensors without safetensors.
     """
     table = _read(Path(path), labels, verify)
     if query is None:
@@ -60,7 +61,8 @@ def _read(path: Path, labels: Path | str | None, verify: bool) -> LabelledVector
         raise DataError(f"There is no file or folder {path}.")
     if path.is_dir():
         return _relabelled(read_embeddings(path, verify), own, path)
-    reader = {".npy": _from_npy, ".npz": _from_npz, ".parquet": read_parquet}.get(path.suffix.lower())
+    readers = {".npy": _from_npy, ".npz": _from_npz, ".parquet": read_parquet, ".safetensors": _from_safetensors}
+    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(
             f"{path}: vectors are read from embeddings folders (lossopt embed), {', '.join(SUFFIXES)}. Save them as "
@@ -97,11 +99,25 @@ def _from_npy(path: Path) -> tuple[np.ndarray, dict[str, Column]]:
 
 def _from_npz(path: Path) -> tuple[np.ndarray, dict[str, Column]]:
     with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-        found = recognised(archive.files, str(path))
-        if "vectors" not in found:
-            raise DataError(
-                f"{path} holds {listed(archive.files) or 'nothing'}; vectors are looked for under "
-                f"{spellings('vectors')}, labels under {spellings('labels')}. Save them under one of these names."
-            )
-        columns = {column: archive[name] for column, name in found.items()}
+        names = set(recognised(archive.files, str(path)).values())
+        # what is not read keeps its name, for the error
+        return _by_name({name: archive[name] if name in names else np.empty(0) for name in archive.files}, path)
+
+
+def _from_safetensors(path: Path) -> tuple[np.ndarray, dict[str, Column]]:
+    try:
+        from safetensors.numpy import load_file
+    except ImportError as missing:
+        raise ConfigError(f'Reading {path} needs safetensors: pip install "lossopt[safetensors]"') from missing
+    return _by_name(load_file(path), path)
+
+
+def _by_name(arrays: dict[str, np.ndarray], path: Path) -> tuple[np.ndarray, dict[str, Column]]:
+    found = recognised(list(arrays), str(path))
+    if "vectors" not in found:
+        raise DataError(
+            f"{path} holds {listed(list(arrays)) or 'nothing'}; vectors are looked for under "
+            f"{spellings('vectors')}, labels under {spellings('labels')}. Save them under one of these names."
+        )
+    columns = {column: arrays[name] for column, name in found.items()}
     return columns.pop("vectors"), dict(columns)

@@ -10,12 +10,13 @@ from scipy import stats
 
 Interval = tuple[float, float]
 
+RESAMPLES = 2_000
 _TAIL = 0.025
 _CELLS = 2**20  # resamples are drawn in chunks of this many (resample, class) cells: bounds the memory
 
 
 def bootstrap_over_classes(
-    values: np.ndarray, classes: np.ndarray, resamples: int = 2_000, seed: int = 0
+    values: np.ndarray, classes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
     """95 % interval of the mean of `values`, should the model meet other classes of the same kind.
 
@@ -41,7 +42,7 @@ def bootstrap_over_classes(
 
 
 def intervals_over_classes(
-    per_query: Mapping[str, np.ndarray], classes: np.ndarray, resamples: int = 2_000, seed: int = 0
+    per_query: Mapping[str, np.ndarray], classes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
     """`bootstrap_over_classes` of several metrics on the same draws; empty with fewer than two classes."""
     classes = np.asarray(classes)
@@ -68,7 +69,7 @@ def intervals_over_classes(
 
 
 def paired_interval(
-    before: np.ndarray, after: np.ndarray, classes: np.ndarray, resamples: int = 2_000, seed: int = 0
+    before: np.ndarray, after: np.ndarray, classes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
     """95 % interval of mean(after) - mean(before) over the same queries; see `bootstrap_over_classes`."""
     if np.shape(before) != np.shape(after):

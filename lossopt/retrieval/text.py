@@ -35,7 +35,8 @@ def _table(result: RetrievalResult) -> list[str]:
     """A line per k, a column per metric."""
     ks = [int(name.removeprefix("recall@")) for name in result.metrics if name.startswith("recall@")]
     width = 10 + 16 * bool(result.intervals)
-    lines = [f"{'k':>6}  " + "".join(f"{name + '@k':<{width if name == 'recall' else 12}}" for name in _BY_K)]
+    head = "".join(f"{name + '@k':<{width if name == 'recall' else 12}}" for name in _BY_K)
+    lines = [f"{'k':>6}  {head}".rstrip()]
     for k in ks:
         cells = [f"{_figure(result, f'{name}@{k}'):<{width if name == 'recall' else 12}}" for name in _BY_K]
         lines.append(f"{k:>6}  " + "".join(cells).rstrip())

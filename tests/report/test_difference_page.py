@@ -99,11 +99,15 @@ def test_the_page_says_the_figures(tmp_path):
 
 def test_each_query_shows_what_either_found(tmp_path):
     a, b, images = tables()
-    page, _ = written(tmp_path, a, b, [TablePictures(images)])
+    page, found = written(tmp_path, a, b, [TablePictures(images)])
     verdicts = [value for tag, name, value in page.attributes if (tag, name) == ("span", "aria-label")]
     shown = page.tags.count("article")
     assert shown == 16
     assert len(verdicts) == shown * 10
+    pair = pair_by_name(a, b)
+    shown_rows = summarise(found, pair, [TablePictures(images)])
+    near = [near for one in shown_rows.won + shown_rows.lost for near in one.found_by_a + one.found_by_b]
+    assert verdicts == ["right" if one.correct else "wrong" for one in near]
     assert {"right", "wrong"} == set(verdicts)
     assert page.text.count("✓") == verdicts.count("right") + 1
     assert page.tags.count("img") == shown * 11
@@ -150,13 +154,16 @@ def test_every_query_is_in_one_square():
     assert counts["b"] <= found.lost
 
 
-def test_intervals_stand_where_they_belong_on_their_axis():
-    a, b, images = tables(noise=(1.0, 1.0))
+@pytest.mark.parametrize("noise", [(1.0, 1.0), (0.5, 2.0), (2.0, 0.5)])
+def test_intervals_stand_where_they_belong_on_their_axis(noise):
+    a, b, images = tables(noise=noise)
     pair = pair_by_name(a, b)
     found = difference(pair)
     page = summarise(found, pair, [TablePictures(images)])
     bars = page.main + page.details
-    assert [bar.metric for bar in bars] != []
+    assert page.main[0].metric == found.headline
+    assert not [bar for bar in page.main if bar.metric.name.startswith("precision@")]
+    assert 0 < page.zero < 100
     assert {bar.metric.name for bar in bars} == {one.name for one in found.metrics}
     for bar in bars:
         low, high = bar.metric.interval
@@ -213,6 +220,19 @@ def test_pictures_follow_the_rows_of_the_pair_and_fall_back(tmp_path):
     assert "no image" in page.text
     page, _ = written(tmp_path, a, b, [a_only])
     assert "img" not in page.tags
+
+
+def test_the_first_source_of_an_image_is_taken():
+    a, b, images = tables()
+    black = LabelledImages(
+        InMemory(torch.zeros(96, 1, 20, 20, dtype=torch.uint8)), images.labels, images.class_names, images.names
+    )
+    pair = pair_by_name(a, b)
+    found = difference(pair)
+    both, first = (
+        summarise(found, pair, [TablePictures(one) for one in some]) for some in ((images, black), (images,))
+    )
+    assert both.won[0].query.image == first.won[0].query.image
 
 
 def test_a_collapse_comes_before_the_figures(tmp_path):

@@ -93,6 +93,19 @@ def test_rows_of_one_table_only_are_left_out_of_both_and_counted():
     assert "4 rows are only in A and 0 only in B" in found.notes[0]
 
 
+def test_marks_of_queries_and_gallery_go_with_their_rows():
+    a, rest = table(), np.delete(np.arange(240), [0, 5, 7])
+    marks = {"query": np.arange(240) % 3 == 0, "gallery": np.arange(240) % 4 != 0, "groups": np.arange(240) % 5}
+    whole = replace(a, **marks, group_names=tuple("vwxyz"), paths=[f"{row}.png" for row in range(240)])
+    columns = {name: column[rest] for name, column in marks.items()}
+    part = replace(chosen(a, rest), **columns, group_names=whole.group_names)
+    pair = pair_by_name(whole, part)
+    for name, column in columns.items():
+        np.testing.assert_array_equal(getattr(pair.a, name), column)
+    assert pair.a.paths == [f"{row}.png" for row in rest]
+    assert difference(pair, exclude="all").tied == columns["query"].sum()
+
+
 def test_tables_of_other_images_are_refused():
     a = table()
     with pytest.raises(EvaluationError, match=r"Only 0 of the 240 rows of A and 240 of B .* B has other0, other1"):
@@ -125,7 +138,8 @@ def test_another_question_to_b_is_refused():
     with pytest.raises(EvaluationError, match="needs the groups"):
         difference(pair_by_name(grouped, a), exclude="all")
     renamed = replace(grouped, groups=4 - np.arange(240) % 5, group_names=tuple("zyxwv"))
-    assert difference(pair_by_name(grouped, renamed), exclude="all").tied == 240
+    both = difference(pair_by_name(grouped, renamed), exclude="all")
+    assert (both.tied, both.a.exclude, both.b.exclude) == (240, "all", "all")
     assert difference(pair_by_name(grouped, a)).tied == 240
 
 
@@ -137,6 +151,13 @@ def test_evaluations_that_differ_in_more_than_the_vectors_are_refused():
     for other in (half.task(), grouped.task("all"), replace(b, query=np.arange(240) > 5).task()):
         with pytest.raises(EvaluationError, match="not evaluated alike"):
             compare(one, evaluate_task(b.vectors, other), a.labels, a.class_names)
+    first, last = (replace(a, query=rows) for rows in (np.arange(240) < 120, np.arange(240) >= 120))
+    with pytest.raises(EvaluationError, match="not evaluated alike: 120 and 120 queries"):
+        compare(*(evaluate_task(a.vectors, side.task()) for side in (first, last)), a.labels, a.class_names)
+    lone = table(lone=2)
+    fewer = replace(lone, gallery=np.arange(242) < 240)
+    with pytest.raises(EvaluationError, match="242 and 240 gallery items"):
+        compare(*(evaluate_task(a.vectors, side.task()) for side in (lone, fewer)), lone.labels, lone.class_names)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -212,6 +233,9 @@ def test_the_text_has_the_figures():
     ]
     assert f"A wins {found.won}, B wins {found.lost}, {found.tied} are equal" in text
     assert f"A is better by most: {found.classes[0].name} ({100 * found.classes[0].difference:+.1f})" in text
+    clear = difference_text(difference(pair_by_name(table(0.5), table(3.0, seed=1))), "a", "b")
+    assert "A is better by most" in clear
+    assert "B is better by most" not in clear
     assert f"B is better by most: {found.classes[-1].name} ({100 * found.classes[-1].difference:+.1f})" in text
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from lossopt.errors import ConfigError, DataError, EvaluationError
 from lossopt.retrieval.evaluation import evaluate_task
@@ -496,3 +497,53 @@ def test_numbers_instead_of_names_are_no_sign_of_one_image_unless_all_are_equal(
         read_vectors(tmp_path / "g.npy", query=tmp_path / "q.npy")
     np.save(tmp_path / "q.npy", np.concatenate([VECTORS[:1], VECTORS[:4] + 1]))
     assert len(read_vectors(tmp_path / "g.npy", query=tmp_path / "q.npy")) == N + 5
+
+
+# -------------------------------------------------------------------------------------------------- safetensors
+
+
+def header_and_data(path):
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    return json.loads(whole[8 : 8 + size]), whole[8 + size :]
+
+
+def put_together(path, header, data, size=None):
+    text = json.dumps(header).encode()
+    path.write_bytes((len(text) if size is None else size).to_bytes(8, "little") + text + data)
+
+
+def test_safetensors_hold_vectors_and_labels(tmp_path):
+    path = tmp_path / "v.safetensors"
+    save_file({"embeddings": VECTORS, "labels": np.arange(N) % 4 + 2**53}, path)
+    table = read_vectors(path)
+    np.testing.assert_array_equal(table.vectors, VECTORS)
+    assert text_of(table) == [str(row % 4 + 2**53) for row in range(N)]
+
+
+@pytest.mark.parametrize("fault", ["truncated", "extra bytes", "overlapping", "huge header", "header past the end"])
+def test_damaged_safetensors_are_refused(fault, tmp_path):
+    path = tmp_path / "v.safetensors"
+    save_file({"vectors": VECTORS, "labels": np.arange(N) % 4}, path)
+    header, data = header_and_data(path)
+    if fault == "truncated":
+        put_together(path, header, data[:-8])
+    if fault == "extra bytes":
+        put_together(path, header, data + b"12345678")
+    if fault == "overlapping":
+        start = header["labels"]["data_offsets"][0]
+        header["vectors"]["data_offsets"] = [start, start + VECTORS.nbytes]
+        put_together(path, header, data)
+    if fault == "huge header":
+        put_together(path, header, data, size=2**62)
+    if fault == "header past the end":
+        put_together(path, header, b"", size=path.stat().st_size)
+    with pytest.raises(DataError, match=r"The vectors in .*v\.safetensors cannot be read"):
+        read_vectors(path)
+
+
+def test_safetensors_without_the_package_name_the_install_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    (tmp_path / "v.safetensors").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r'pip install "lossopt\[safetensors\]"'):
+        read_vectors(tmp_path / "v.safetensors")

@@ -94,6 +94,15 @@ def test_some_rows_of_a_gallery_are_the_gallery():
     np.testing.assert_allclose(found.distances[0, 1:], sorted(np.linalg.norm(vectors[rows] - vectors[99], axis=1))[1:])
 
 
+def test_rows_that_are_not_in_the_gallery_do_not_matter():
+    vectors = clustered(300)
+    rows = np.flatnonzero(np.arange(300) % 2)
+    expected = NeighbourIndex(vectors[rows], factory="IVF3,SQ8").search(vectors[:5], 4)
+    vectors[::2] = np.nan
+    found = NeighbourIndex(vectors, factory="IVF3,SQ8", rows=rows).search(clustered(300)[:5], 4)
+    assert np.array_equal(found.rows, expected.rows) and np.array_equal(found.distances, expected.distances)
+
+
 # ------------------------------------------------------------------------------------------------- what is no vector
 
 
@@ -221,6 +230,7 @@ def test_ten_and_forty_are_not_zero():
         ("IVF8,PQ4", 200, "Flat", "exact search instead of IVF8,PQ4: 200 rows are too few"),
         ("OPQ4_8,PQ4", 100, "Flat", "too few"),
         ("NSG16,Flat", 50, "Flat", "too few"),
+        ("PQ4x12np", 1200, "Flat", "1,200 rows are too few for it (Number of training points (1200)"),
         ("PQ4np", 300, "PQ4np", "learnt from 300 rows, FAISS advises 9,984"),
         ("IVF4,Flat", 1, "Flat", "no lists"),
     ],

@@ -84,12 +84,13 @@ def compare(found, dense, task):
         assert (np.diff(distances[there]) >= 0).all()
 
 
-def test_short_lists_hold_the_same_pairs_at_the_same_distance():
+@pytest.mark.parametrize("k", [6, 10, 12])
+def test_short_lists_hold_the_same_pairs_at_the_same_distance(k):
     vectors, labels = clouds()
     task = make_task(90, labels)
-    found = rerank(vectors, task, task.query_rows, 12, Reciprocal(10, 4, 0.3))
+    found = rerank(vectors, task, task.query_rows, k, Reciprocal(10, 4, 0.3))
     compare(found, by_definition(vectors, vectors, 10, 4, 0.3, "euclidean"), task)
-    before = nearest(vectors, task, task.query_rows, 12)
+    before = nearest(vectors, task, task.query_rows, k)
     np.testing.assert_array_equal(np.sort(found.rows, axis=1), np.sort(before.rows, axis=1))
     assert (found.rows != before.rows).any()
 
@@ -109,6 +110,13 @@ def test_queries_apart_from_the_gallery_and_what_they_may_not_find(exclude):
     dense[np.ix_(items, items)] = by_definition(vectors[items], vectors[items], 8, 3, 0.2, "euclidean", apart)
     compare(found, dense, task)
     assert not task.left_out(task.query_rows, found.rows)[found.rows >= 0].any()
+
+
+def test_all_ask_and_some_are_searched():
+    vectors, labels = clouds()
+    task = make_task(90, labels, gallery=np.arange(90) % 3 != 0)
+    found = rerank(vectors, task, task.query_rows, 40, Reciprocal(8, 3, 0.2))
+    compare(found, by_definition(vectors, vectors, 8, 3, 0.2, "euclidean"), task)
 
 
 @pytest.mark.parametrize("original", [0.0, 0.4])

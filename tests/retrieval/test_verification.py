@@ -78,6 +78,7 @@ def test_a_far_that_ten_pairs_cannot_carry_is_not_given(negatives, given):
     found = verify(pairs_of([0.5] * 20, np.linspace(0, 1, negatives)), fars=(0.01,))
     assert (found.at_far[0.01] is not None) == given
     assert (found.threshold is not None) == given
+    assert not given or found.threshold.far == 0.01  # a FAR that is met exactly is met
     words = "TAR@0.01   not given: 1,000 pairs of two classes are needed, there are 999"
     assert (words in found.as_text()) != given
 
