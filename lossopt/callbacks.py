@@ -22,11 +22,12 @@ from lossopt.retrieval.vectors import Rows
 
 
 class RetrievalAtValidation(Callback):
-    """Embeds the validation classes, searches them through a FAISS index, logs `val/recall@k` and `val/map@r`.
+    """Embeds the validation classes and ranks each among the others; logs `val/recall@k`, `val/map@r` and their kin.
 
     Args:
         ks: cut-offs of recall@k.
         distance: "euclidean" or "cosine".
+        exclude: what a query may not find because it shares its group.
         say: told a line of figures after every validation.
     """
 
@@ -34,9 +35,10 @@ class RetrievalAtValidation(Callback):
         self,
         ks: Sequence[int] = KS,
         distance: Distance = "euclidean",
+        exclude: Exclusion = "none",
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.ks, self.distance, self.say = tuple(ks), distance, say
+        self.ks, self.distance, self.exclude, self.say = tuple(ks), distance, exclude, say
         self._parts: list[Tensor] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,7 +66,7 @@ class RetrievalAtValidation(Callback):
         self._parts = []
         if len(embeddings) < len(table):  # limit_val_batches, fast_dev_run: a part of the table
             table = table.select(torch.arange(len(embeddings)))
-        found = evaluate_table(embeddings, table, self.ks, self.distance)
+        found = evaluate_table(embeddings, table, self.ks, self.distance, self.exclude)
         logged = {f"val/{name}": value for name, value in found.metrics.items()}
         logged |= {"val/effective_rank": found.collapse.effective_rank, "val/spread": found.collapse.spread}
         epoch = epochs_done(trainer)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lossopt.report.thumbnails import Pictures
     from lossopt.retrieval.evaluation import RetrievalResult
     from lossopt.retrieval.index import Distance
+    from lossopt.retrieval.task import Exclusion
     from lossopt.retrieval.vectors import LabelledVectors
 
     Evaluated = tuple[LabelledVectors, LabelledVectors | None, RetrievalResult, str]
@@ -111,7 +112,7 @@ def evaluate(words: list[str]) -> None:
     parser.add_argument("--train", type=Path, help="training vectors to learn whitening on; a run has its own")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     given, overrides = _with_overrides(parser, words)
-    given.exclude = given.exclude.replace("-", " ")
+    given.exclude = given.exclude and given.exclude.replace("-", " ")
     is_run = given.what.suffix == ".ckpt" or (given.what / "checkpoints").is_dir()
     if is_run and (given.labels or given.query or given.query_labels or given.train):
         raise ConfigError("--labels, --query and --train belong to vectors; a run has its own data (--split).")
@@ -156,8 +157,7 @@ def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude",
         choices=("none", "same-class", "all"),
-        default="none",
-        help="what a query may not find of its own group (camera, alphabet): nothing, its class, everything",
+        help="what of its group (camera, alphabet) a query does not find: nothing, its class, all; default: the run's",
     )
     parser.add_argument("--labels", type=Path, help="of vectors: .npy, .csv, .txt or .json, in their order")
     parser.add_argument("--query", type=Path, help="vectors that ask; the others are only searched")
@@ -171,9 +171,10 @@ def _evaluate_run(given: argparse.Namespace, overrides: list[str], resamples: in
     run, split = load_run(given.what, overrides), given.split or "test"
     settings = run.config["retrieval"]
     table = table_of(run, split)
-    _require_groups(given.exclude, table.groups, f"the {split} split")
+    exclude = given.exclude or settings["exclude"]
+    _require_groups(exclude, table.groups, f"the {split} split")
     ks, distance = given.ks or settings["ks"], given.distance or settings["distance"]
-    found = evaluate_vectors(table, ks, distance, given.exclude, resamples=resamples)
+    found = evaluate_vectors(table, ks, distance, exclude, resamples=resamples)
     train_table = table_of(run, "train") if given.after and "whiten" in given.after else None
     return table, train_table, found, f"{run.checkpoint}, {split} split\n{run.data.splits.description}"
 
@@ -184,9 +185,10 @@ def _evaluate_vectors(given: argparse.Namespace, overrides: list[str], resamples
     from lossopt.retrieval.index import Distance
 
     table = read_vectors(given.what, given.labels, given.query, given.query_labels)
-    _require_groups(given.exclude, table.groups, given.what)
+    exclude: Exclusion = given.exclude or "none"
+    _require_groups(exclude, table.groups, given.what)
     own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
-    found = evaluate_vectors(table, given.ks or KS, given.distance or own, given.exclude, resamples=resamples)
+    found = evaluate_vectors(table, given.ks or KS, given.distance or own, exclude, resamples=resamples)
     train_table = read_vectors(given.train) if given.train else None
     return table, train_table, found, f"{given.what}\n{table.provenance.get('data', '')}"
 
@@ -220,7 +222,7 @@ def report(words: list[str]) -> None:
     parser.add_argument("--umap", action="store_true", help="a third map; needs umap-learn")
     _add_evaluation_options(parser)
     given, overrides = _with_overrides(parser, words)
-    given.exclude = given.exclude.replace("-", " ")
+    given.exclude = given.exclude and given.exclude.replace("-", " ")
     is_run = (given.what / "checkpoints").is_dir()
     if is_run and (given.labels or given.query or given.query_labels):
         raise ConfigError("--labels and --query belong to vectors; a run has its own data.")
@@ -232,16 +234,18 @@ def report(words: list[str]) -> None:
 def _report_run(given: argparse.Namespace, overrides: list[str]) -> Path:
     from lossopt.report.findings import examine
     from lossopt.report.run import write_run_report
-    from lossopt.runs import evaluate_split, load_run, rows_of
+    from lossopt.retrieval.evaluation import evaluate_vectors
+    from lossopt.runs import load_run, table_of
 
     run = load_run(given.what, overrides)
     settings, splits = run.config["retrieval"], run.data.splits
     ks, distance = given.ks or settings["ks"], given.distance or settings["distance"]
-    _require_groups(given.exclude, splits.test.groups, "the test split")
-    found, table, embeddings = evaluate_split(run.model, run.data, "test", ks, distance, given.exclude)
-    vectors = rows_of(table).with_vectors(embeddings, {"split": "test"})
+    exclude = given.exclude or settings["exclude"]
+    _require_groups(exclude, splits.test.groups, "the test split")
+    vectors = table_of(run, "test")
+    found = evaluate_vectors(vectors, ks, distance, exclude)
     findings = examine(vectors, found, trained_on=splits.train.class_names, with_umap=given.umap)
-    return write_run_report(given.what, findings, table, splits, given.output)
+    return write_run_report(given.what, findings, splits.test, splits, given.output)
 
 
 def _report_vectors(given: argparse.Namespace) -> Path:
@@ -252,9 +256,10 @@ def _report_vectors(given: argparse.Namespace) -> Path:
     from lossopt.retrieval.index import Distance
 
     table = read_vectors(given.what, given.labels, given.query, given.query_labels)
-    _require_groups(given.exclude, table.groups, given.what)
+    exclude: Exclusion = given.exclude or "none"
+    _require_groups(exclude, table.groups, given.what)
     own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
-    found = evaluate_vectors(table, given.ks or KS, given.distance or own, given.exclude)
+    found = evaluate_vectors(table, given.ks or KS, given.distance or own, exclude)
     place = given.what.absolute()
     page = given.output or place.with_name(f"{place.name if place.is_dir() else place.stem}.html")
     return write_vectors_report(page, examine(table, found, with_umap=given.umap), place.name, place.parent)
@@ -294,14 +299,13 @@ def _vectors_of(path: Path, split: str, overrides: list[str]) -> "tuple[Labelled
     """The vectors of a run's split, or of files; their own distance, their images, and what they are called."""
     from lossopt.report.thumbnails import FilePictures, TablePictures
     from lossopt.retrieval.foreign import read_vectors
-    from lossopt.runs import evaluate_split, load_run, rows_of
+    from lossopt.runs import load_run, table_of
 
     if path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
         run = load_run(path, overrides)
         distance = run.config["retrieval"]["distance"]
-        _, images, embeddings = evaluate_split(run.model, run.data, split, (1,), distance)
         name = f"{run.config['name']}, seed {run.config['seed']} ({path.name}, {split} split)"
-        return rows_of(images).with_vectors(embeddings, {}), distance, TablePictures(images), name
+        return table_of(run, split), distance, TablePictures(getattr(run.data.splits, split)), name
     table = read_vectors(path)
     own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
     return table, own, FilePictures(table.paths), "/".join(path.absolute().parts[-2:])

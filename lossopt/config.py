@@ -23,6 +23,7 @@ from lossopt.errors import ConfigError
 from lossopt.explain import explain
 from lossopt.retrieval.evaluation import KS
 from lossopt.retrieval.index import Distance
+from lossopt.retrieval.task import Exclusion
 
 _TRAINER_SKIP = {
     # the run's own business: its folder, its loggers, its checkpoints
@@ -40,11 +41,14 @@ class RetrievalSettings:
     Args:
         ks: cut-offs of recall@k.
         distance: "euclidean" or "cosine".
+        exclude: what a query may not find because it shares its group: "none", "same class" (images of its class, as
+            with cameras), "all".
         test: whether the best checkpoint is measured on the test split at the end of training.
     """
 
     ks: list[int] = dataclasses.field(default_factory=lambda: list(KS))
     distance: Distance = "euclidean"
+    exclude: Exclusion = "none"
     test: bool = True
 
 

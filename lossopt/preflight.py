@@ -9,11 +9,12 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ProgressBar as AnyProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lossopt.callbacks import ProgressBar
-from lossopt.data.dataset import LabelledImages
+from lossopt.callbacks import ProgressBar, rows_of
 from lossopt.data.module import RetrievalData
 from lossopt.errors import ConfigError
 from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.retrieval.counting import relevant_and_candidates
+from lossopt.retrieval.task import make_task
 
 
 def check_settings(made: Namespace) -> None:
@@ -93,7 +94,8 @@ def check_data(made: Namespace) -> None:
     """What the configuration asks of the data, once they are read.
 
     Raises:
-        ConfigError: a loss with fewer classes than there are; a recall@k of more items than a query can find.
+        ConfigError: a loss with fewer classes than there are; a recall@k of more items than a query can find; a rule
+            for groups where there are none.
     """
     classes = len(made.data.training_table().class_names)
     room = getattr(made.model.loss_fn, "num_classes", None)
@@ -102,19 +104,19 @@ def check_data(made: Namespace) -> None:
             f"{type(made.model.loss_fn).__name__} has num_classes {room}, but the training data has {classes} classes. "
             f"Set model.init_args.loss_fn.init_args.num_classes to {classes}."
         )
+    settings = made.retrieval
     for name in ("validation", "test"):
-        most = _candidates(getattr(made.data.splits, name))
-        if max(made.retrieval.ks) > most:
-            fitting = [k for k in made.retrieval.ks if k <= most]
+        rows = rows_of(getattr(made.data.splits, name))
+        if settings.exclude != "none" and rows.groups is None:
             raise ConfigError(
-                f"retrieval.ks asks for recall@{max(made.retrieval.ks)}, but a query of the {name} split has {most} "
+                f"retrieval.exclude {settings.exclude!r} leaves out images of the query's group, but the {name} split "
+                "has no groups. Give the data a group column, or set --retrieval.exclude none."
+            )
+        task = make_task(len(rows), rows.labels, rows.query, rows.gallery, rows.groups, settings.exclude)
+        most = int(relevant_and_candidates(task)[1].max())
+        if max(settings.ks) > most:
+            fitting = [k for k in settings.ks if k <= most]
+            raise ConfigError(
+                f"retrieval.ks asks for recall@{max(settings.ks)}, but a query of the {name} split has {most} "
                 f"items to find. Set --retrieval.ks to {fitting or [1]}."
             )
-
-
-def _candidates(table: LabelledImages) -> int:
-    """How many items a query can find: the gallery without itself."""
-    everyone = torch.ones(len(table), dtype=torch.bool)
-    query = everyone if table.query is None else table.query
-    gallery = everyone if table.gallery is None else table.gallery
-    return int(gallery.sum()) - int((query & gallery).any())

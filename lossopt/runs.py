@@ -1,7 +1,7 @@
 """The folder of a run: where it lies, what it holds, and how its model is used again.
 
 runs/<name>/<time>-<hash>/ holds config.yaml, environment.txt, metrics.jsonl, checkpoints/, wandb/ and, once the run is
-finished, results.json.
+finished, embeddings/test/, threshold.json, report.html and results.json.
 """
 
 import hashlib
@@ -17,25 +17,24 @@ import torch
 import yaml
 
 from lossopt import config as configuration
-from lossopt.callbacks import evaluate_table, rows_of
+from lossopt.callbacks import rows_of
 from lossopt.checkpoints import CONFIG_KEY, DurableCheckpointIO
 from lossopt.data.dataset import LabelledImages, SquareImages
 from lossopt.data.folder import read_images
 from lossopt.data.module import RetrievalData, to_float
 from lossopt.data.omniglot import Omniglot, one_shot_runs
-from lossopt.durable import sha256
-from lossopt.errors import ConfigError
+from lossopt.durable import sha256, write_text
+from lossopt.errors import ConfigError, EvaluationError
 from lossopt.modules.embedding import EmbeddingNetwork
 from lossopt.report.record import without_paths
 from lossopt.retrieval.embeddings import collected, embed, embedded
-from lossopt.retrieval.evaluation import RetrievalResult
-from lossopt.retrieval.index import Distance
 from lossopt.retrieval.oneshot import OneShotResult, draw_runs, score_runs
+from lossopt.retrieval.pairs import draw_pairs
 from lossopt.retrieval.store import write_embeddings
-from lossopt.retrieval.task import Exclusion
 from lossopt.retrieval.vectors import LabelledVectors
+from lossopt.retrieval.verification import Threshold, verify
 
-CONFIG, RESULTS = "config.yaml", "results.json"
+CONFIG, RESULTS, THRESHOLD, EMBEDDINGS = "config.yaml", "results.json", "threshold.json", "embeddings"
 _WHERE_ONLY = ("output", "name", "config")  # keys that change where a run lies, not what it is
 
 
@@ -169,24 +168,36 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> LoadedRun:
     content = DurableCheckpointIO().load_checkpoint(checkpoint)
     if CONFIG_KEY not in content:
         raise ConfigError(f"{checkpoint} does not hold a lossopt configuration; it was not written by `lossopt train`.")
-    config = content[CONFIG_KEY]
-    made = configuration.instantiate(configuration.parse(list(overrides), config))
+    parsed = configuration.parse(list(overrides), content[CONFIG_KEY])
+    made = configuration.instantiate(parsed)
     made.model.load_state_dict(content["state_dict"])
-    return LoadedRun(made.model.eval(), made.data, checkpoint, config)
+    return LoadedRun(made.model.eval(), made.data, checkpoint, configuration.resolved(parsed))
 
 
-def evaluate_split(
-    model: EmbeddingNetwork,
-    data: RetrievalData,
-    split: str,
-    ks: Sequence[int],
-    distance: Distance,
-    exclude: Exclusion = "none",
-) -> tuple[RetrievalResult, LabelledImages, np.ndarray]:
-    """Embeds "train", "validation" or "test" and searches it. Returns the result, the table and the embeddings."""
-    table: LabelledImages = getattr(data.splits, split)
-    embeddings = collected(_embedded(model, data, table, split), len(table))
-    return evaluate_table(embeddings, table, ks, distance, exclude), table, embeddings
+def choose_threshold(run: LoadedRun) -> Threshold | None:
+    """Chooses, on the validation split, the distance up to which two images count as the same, and keeps it.
+
+    It lies in the run folder as threshold.json; what is embedded afterwards carries it along. None, and no file, where
+    the validation split has too few pairs for its false accept rate.
+    """
+    table = table_of(run, "validation")
+    try:
+        found = verify(draw_pairs(table.vectors, table.task(), run.config["retrieval"]["distance"])).threshold
+    except EvaluationError:  # no pairs of both kinds
+        found = None
+    if found is not None:
+        write_text(_threshold_file(run.checkpoint), json.dumps(found.as_json(), indent=2) + "\n")
+    return found
+
+
+def kept_threshold(checkpoint: Path) -> Threshold | None:
+    """What `choose_threshold` kept beside a checkpoint, if it did."""
+    path = _threshold_file(checkpoint)
+    return Threshold(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _threshold_file(checkpoint: Path) -> Path:
+    return checkpoint.absolute().parents[1] / THRESHOLD
 
 
 def table_of(run: LoadedRun, split: str) -> LabelledVectors:
@@ -241,6 +252,7 @@ def vectors_of(run: LoadedRun, table: LabelledImages, what: str | None = None) -
 
 def _embed_table(run: LoadedRun, table: LabelledImages, out: Path, origin: dict[str, Any]) -> LabelledVectors:
     """Embeds a table; what is said of its origin is freed of the machine's paths."""
+    threshold = kept_threshold(run.checkpoint)
     provenance = {
         "checkpoint": run.checkpoint.name,
         "checkpoint_sha256": sha256(run.checkpoint),
@@ -249,6 +261,7 @@ def _embed_table(run: LoadedRun, table: LabelledImages, out: Path, origin: dict[
         "data": without_paths(origin["data"]),
         "distance": run.config["retrieval"]["distance"],
         "threads": torch.get_num_threads(),
+        "threshold": None if threshold is None else threshold.as_json(),
     }
     return write_embeddings(out, _embedded(run.model, run.data, table, origin["split"]), rows_of(table), provenance)
 

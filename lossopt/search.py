@@ -36,8 +36,10 @@ class Search:
     @property
     def threshold(self) -> float | None:
         """The distance up to which two images count as the same, None: nobody has set one."""
-        value = self.saved.provenance.get("threshold")
-        return float(value) if isinstance(value, int | float) else None
+        kept = self.saved.provenance.get("threshold")
+        if not isinstance(kept, dict) or kept["distance"] != self.saved.index.distance:
+            return None
+        return float(kept["value"])
 
 
 def search_index(

@@ -37,16 +37,19 @@ from lossopt.report.findings import Findings, examine
 from lossopt.report.logged import logged_galleries, logged_tables
 from lossopt.report.run import write_run_report
 from lossopt.report.thumbnails import Pictures, TablePictures
+from lossopt.retrieval.evaluation import evaluate_vectors
 from lossopt.retrieval.text import as_line
 from lossopt.runs import (
     CONFIG,
+    EMBEDDINGS,
     RESULTS,
+    LoadedRun,
     RunResult,
+    choose_threshold,
     config_hash,
-    evaluate_split,
+    embed_split,
     load_weights,
     result_of,
-    rows_of,
     run_folder,
 )
 from lossopt.tracking import METRICS_FILE, finish, log_galleries, log_table, loggers, read_metrics
@@ -90,7 +93,7 @@ def _fit(
     made: Namespace, config: dict[str, Any], folder: Path, checkpoint: Path | None, say: Callable[[str], None]
 ) -> RunResult:
     model, data = made.model, made.data
-    retrieval = RetrievalAtValidation(made.retrieval.ks, made.retrieval.distance, say)
+    retrieval = _watch(made.retrieval, say)
     health = TrainingHealth()
     checkpoints = Checkpoints(folder, config, made.checkpoint.monitor, made.checkpoint.mode)
     watching = [retrieval, health, FiniteGuard(folder), checkpoints]
@@ -105,15 +108,20 @@ def _fit(
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not trainer.global_step:
             raise DataError("Training made no step: no training batch was used. Look at the trainer.limit_* settings.")
-        return _measure(made, folder, trainer, health, time.perf_counter() - began, say)
+        return _measure(made, folder, config, trainer, health, time.perf_counter() - began, say)
     except BaseException:
         finish(trainer.loggers, {}, exit_code=1)
         raise
 
 
+def _watch(settings: Namespace, say: Callable[[str], None]) -> RetrievalAtValidation:
+    return RetrievalAtValidation(settings.ks, settings.distance, settings.exclude, say)
+
+
 def _measure(
     made: Namespace,
     folder: Path,
+    config: dict[str, Any],
     trainer: pl.Trainer,
     health: TrainingHealth,
     seconds: float,
@@ -143,15 +151,16 @@ def _measure(
     say(f"best       {as_line(result.validation)}  (epoch {result.epoch}, chosen by {monitor})")
     if made.retrieval.test:
         load_weights(made.model, result.checkpoint)
-        found, table, embeddings = evaluate_split(
-            made.model, made.data, "test", made.retrieval.ks, made.retrieval.distance
-        )
+        run = LoadedRun(made.model, made.data, result.checkpoint, config)
+        choose_threshold(run)
+        vectors = embed_split(run, "test", folder / EMBEDDINGS / "test")
+        found = evaluate_vectors(vectors, made.retrieval.ks, made.retrieval.distance, made.retrieval.exclude)
         result.test.update({f"test/{name}": value for name, value in found.metrics.items()})
         say(f"test       {as_line(result.test)}")
         for logger in trainer.loggers:
             logger.log_metrics(result.test, step=trainer.global_step)
-        vectors = rows_of(table).with_vectors(embeddings, {"split": "test"})
         findings = examine(vectors, found, trained_on=made.data.splits.train.class_names)
+        table = made.data.splits.test
         say(f"report     {write_run_report(folder, findings, table, made.data.splits)}")
         _show(trainer.loggers, findings, TablePictures(table), trainer.global_step)
     finish(trainer.loggers, {**result.validation, **result.test})
@@ -170,7 +179,7 @@ def _trial(made: Namespace, config: dict[str, Any], say: Callable[[str], None]) 
     """`trainer.fast_dev_run`: a few batches through everything; nothing is kept."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        health, retrieval = TrainingHealth(), RetrievalAtValidation(made.retrieval.ks, made.retrieval.distance)
+        health, retrieval = TrainingHealth(), _watch(made.retrieval, lambda line: None)
         trainer = _trainer(made, config, folder, [retrieval, health, FiniteGuard(folder)])
         trainer.fit(made.model, datamodule=made.data)
         finish(trainer.loggers, {})
