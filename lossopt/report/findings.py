@@ -35,6 +35,7 @@ _MOST_LISTED = 20_000  # queries whose neighbours are listed; of more, a sample
 _LISTED = 10
 _CURVE_TO = 1_024
 _MOST_SHOWN = 48
+_MOST_PAIRS = 10**9  # of a query and a gallery item: about ten seconds of search
 _AT_K = ("precision@", "found@", "ndcg@")
 
 
@@ -52,8 +53,8 @@ class Findings:
     """What one evaluation found, whoever made the vectors.
 
     vectors, task, result: what was evaluated, and its metrics, with 95 % intervals over classes.
-    curve: recall at k = 1, 2, 4, ... up to 1,024, and at the cut-offs of `result`.
-    first_right: (queries,) chance that the first neighbour is right: recall@1 of each query.
+    curve: recall at the cut-offs of `result` and, unless the table is very large, at k = 1, 2, 4, ... up to 1,024.
+    first_right: (queries,) chance that the first neighbour is right: recall@1 of each query. None: not measured.
     near: the 10 nearest rows of the queries at the positions `listed` of result.query_rows.
     classes, groups, seen: figures of each class, of each group (empty without groups), of classes that training saw and
         did not see (empty unless there are both). group_of_query, seen_of_query: (queries,) keys of those parts.
@@ -67,7 +68,7 @@ class Findings:
     task: Task
     result: RetrievalResult
     curve: list[CurvePoint]
-    first_right: np.ndarray
+    first_right: np.ndarray | None
     listed: np.ndarray
     near: Neighbours
     classes: list[Part]
@@ -170,21 +171,30 @@ def examine(
 
 def _curve(
     vectors: LabelledVectors, task: Task, result: RetrievalResult, seed: int
-) -> tuple[list[CurvePoint], np.ndarray]:
-    """recall@k at powers of two and at the cut-offs of the result, and (queries,) recall@1."""
-    most = min(_CURVE_TO, int(result.candidates.min()))
-    powers = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    ks = sorted({1, *powers, *cut_offs(result)})
-    measured = measure_task(vectors.vectors, task, ks, result.distance)
-    per_query = {f"recall@{k}": measured[f"recall@{k}"] for k in ks}
-    intervals = intervals_over_classes(per_query, task.labels[result.query_rows], seed=seed)
+) -> tuple[list[CurvePoint], np.ndarray | None]:
+    """recall@k at powers of two and at the cut-offs of the result, and (queries,) recall@1, None if that is unknown.
+
+    It is measured anew, which is another search: of a very large table only the cut-offs of the result are known.
+    """
+    ks = list(cut_offs(result))
+    per_query = result.per_query
+    if len(task.query_rows) * len(task.gallery_rows) <= _MOST_PAIRS:
+        most = min(_CURVE_TO, int(result.candidates.min()))
+        ks += [2**power for power in range(most.bit_length()) if 2**power <= most]
+        per_query = measure_task(vectors.vectors, task, sorted({1, *ks}), result.distance)
+    names = {k: f"recall@{k}" for k in sorted({1, *ks}) if f"recall@{k}" in per_query}
+    values = {name: per_query[name] for name in names.values()}
+    intervals = intervals_over_classes(values, task.labels[result.query_rows], seed=seed)
     points = [
         CurvePoint(
-            k, float(values.mean()), intervals.get(name), chance_of_recall(result.relevant, result.candidates, k)
+            k,
+            float(values[name].mean()),
+            intervals.get(name),
+            chance_of_recall(result.relevant, result.candidates, k),
         )
-        for k, (name, values) in zip(ks, per_query.items(), strict=True)
+        for k, name in names.items()
     ]
-    return points, per_query["recall@1"]
+    return points, values.get("recall@1")
 
 
 def _verified(

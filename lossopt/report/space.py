@@ -173,7 +173,8 @@ def map_view(findings: Findings, pictures: Pictures) -> MapView:
     labels = vectors.labels[drawn.rows]
     kinds, legend, by = _colours(findings)
     first = np.full(len(vectors), np.nan)
-    first[result.query_rows] = findings.first_right
+    if findings.first_right is not None:
+        first[result.query_rows] = findings.first_right
     points = []
     for row, label, kind in zip(drawn.rows.tolist(), labels.tolist(), kinds, strict=True):
         miss = bool(first[row] < 0.5)

@@ -280,46 +280,15 @@ def test_distances_that_agree_to_twelve_digits_are_ties():
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(40, 16))
     lengths = np.tile([1, 3, 7], 40)[:, None]  # of one direction, so equally far by cosine, but for the last digit
-    vectors = np.concatenate([np.repeat(directions, 3, axis=0) * lengths, rng.normal(size=(1, 16))])
-    labels = np.append(np.tile([0, 1, 2], 40), 0)
-    query = np.arange(121) == 120
-    found = evaluate_retrieval(vectors, labels, query, ks=(1, 2, 3), distance="cosine").metrics
-    assert [found[f"recall@{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1], abs=1e-12)
-    parallel = evaluate_retrieval(vectors, labels, np.arange(121) == 3, ks=(1, 2), distance="cosine").metrics
-    assert parallel["recall@1"] == 0  # rows 4 and 5 are of other classes, at distance 0 but for the last digit
-    labels[4] = labels[3]
-    assert evaluate_retrieval(vectors, labels, np.arange(121) == 3, ks=(1,), distance="cosine").metrics[
-        "recall@1"
-    ] == pytest.approx(0.5, abs=1e-12)
-
-
-def test_a_collapsed_model_scores_what_chance_scores_and_is_named():
-    labels = np.repeat([0, 1], [90, 10])
-    found = evaluate_retrieval(np.ones((100, 8), dtype=np.float32), labels, ks=(1,))
-    assert found.metrics["recall@1"] == pytest.approx((90 * 89 + 10 * 9) / (100 * 99))
-    assert found.collapse.collapsed
-
-
-def test_large_groups_of_ties_are_summed_in_closed_form():
-    labels = np.repeat(np.arange(20), 60)  # one group of 1,199 ties per query
-    found = evaluate_retrieval(np.ones((1200, 2), dtype=np.float32), labels, ks=(1, 100))
-    rng, simulated = np.random.default_rng(0), []
-    for _ in range(4000):
-        hits = rng.permutation(np.arange(1199) < 59)
-        precisions = np.cumsum(hits) / np.arange(1, 1200)
-        simulated.append((hits[:100].any(), (precisions * hits)[:59].sum() / 59, (precisions * hits).sum() / 59))
-    mean, error = np.mean(simulated, axis=0), np.std(simulated, axis=0) / np.sqrt(4000)
-    ours = [found.metrics[name] for name in ("recall@100", "map@r", "map")]
-    assert (np.abs(ours - mean) < 4 * error + 1e-9).all()
-    chance = 1 - math.comb(1199 - 59, 100) / math.comb(1199, 100)
-    assert found.metrics["recall@100"] == pytest.approx(chance, abs=1e-12)
-
-
-def test_an_image_never_finds_itself_even_among_duplicates():
-    vectors = np.array([[0, 0], [0, 0], [5, 5], [5, 5]], dtype=np.float32)
-    found = evaluate_retrieval(vectors, np.array([0, 1, 2, 2]), ks=(1,))
-    assert found.per_query["recall@1"].tolist() == [1.0, 1.0]  # only rows 2 and 3 have anything to find
-    assert found.query_rows.tolist() == [2, 3]
+    vectors = np.concatenate([np.repeat(directions, 3, axis=0) * lengths, rng.normal(size=(50, 16))])
+    labels, query = np.append(np.tile([0, 1, 2], 40), np.zeros(50, dtype=np.int64)), np.arange(170) >= 120
+    found = measure_task(vectors, make_task(170, labels, query, ~query), (1, 2, 3), "cosine")
+    for k in (1, 2, 3):
+        np.testing.assert_allclose(found[f"recall@{k}"], k / 3, atol=1e-12, rtol=0)
+    labels[:120] = np.tile([0, 0, 1], 40)  # the first asks; both others are at distance 0, but for a digit
+    gallery = np.arange(170) < 120
+    found = measure_task(vectors, make_task(170, labels, gallery & (np.arange(170) % 3 == 0), gallery), (1,), "cosine")
+    np.testing.assert_allclose(found["recall@1"], 0.5, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("exclude", ["none", "same class", "all"])
@@ -340,6 +309,17 @@ def test_the_faiss_lists_agree_with_the_counts(kind, distance, exclude):
     if kind in ("spread", "cone"):  # without ties a list has one order
         np.testing.assert_array_equal(right[:, :1].any(axis=1), found.per_query["recall@1"])
         np.testing.assert_array_equal(right[:, :5].any(axis=1), found.per_query["recall@5"])
+
+
+def test_neighbours_beyond_a_crowd_that_is_left_out():
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([rng.normal(size=(200, 4)) * 1e-3, 5 + rng.normal(size=(30, 4))])
+    groups = (np.arange(230) >= 200).astype(np.int64)
+    task = make_task(230, np.arange(230) % 5, groups=groups, exclude="all")
+    found = nearest(vectors, task, np.array([0, 7]), 3)
+    for query, rows in zip((0, 7), found.rows, strict=True):
+        others = np.arange(200, 230)
+        assert rows.tolist() == others[np.argsort(((vectors[others] - vectors[query]) ** 2).sum(axis=1))][:3].tolist()
 
 
 def test_what_has_no_answer_is_refused():

@@ -217,6 +217,7 @@ def test_factories_of_ones_own_are_measured_beside_exact_search_only():
     found = tune(table(clustered(300)), "cosine", ["IVF4,Flat", "IVF64,Flat"], 3, 50, say=heard.append)
     assert heard == ["Flat", "IVF4,Flat", "IVF64,Flat"]
     assert {each.factory for each in found.points} == {"Flat", "IVF4,Flat", "IVF7,Flat"}
+    assert found.points[0].measured.recall > 0.99 and found.distance == "cosine"
     assert found.notes == ("IVF64,Flat: 7 lists instead of 64: each needs 39 rows to be trained, and there are 300.",)
     again = tune(table(clustered(300)), "euclidean", ["IVF7,Flat", "IVF64,Flat"], 3, 50)
     names = [each.name for each in again.points]
