@@ -282,8 +282,9 @@ def diff(words: list[str]) -> None:
     from lossopt.retrieval.difference import difference, difference_text, pair_by_name
     from lossopt.retrieval.evaluation import KS
 
-    a, a_distance, a_images, a_name = _vectors_of(given.a, given.split, overrides)
-    b, b_distance, b_images, b_name = _vectors_of(given.b, given.split, overrides)
+    names = _told_apart(given.a, given.b)
+    a, a_distance, a_images, a_name = _vectors_of(given.a, names[0], given.split, overrides)
+    b, b_distance, b_images, b_name = _vectors_of(given.b, names[1], given.split, overrides)
     pair = pair_by_name(a, b)
     _require_groups(given.exclude, pair.a.groups, given.a)
     distances = (given.distance or a_distance, given.distance or b_distance)
@@ -295,7 +296,17 @@ def diff(words: list[str]) -> None:
         print(_printable(f"page: {page}"))
 
 
-def _vectors_of(path: Path, split: str, overrides: list[str]) -> "tuple[LabelledVectors, Distance, Pictures, str]":
+def _told_apart(a: Path, b: Path) -> tuple[str, str]:
+    """The shortest ends of two paths that differ: a page names no more of a machine's folders than it must."""
+    one, other = a.absolute().parts, b.absolute().parts
+    differing = (n for n in range(1, min(len(one), len(other)) + 1) if one[-n:] != other[-n:])
+    n = next(differing, 1)
+    return "/".join(one[-n:]), "/".join(other[-n:])
+
+
+def _vectors_of(
+    path: Path, called: str, split: str, overrides: list[str]
+) -> "tuple[LabelledVectors, Distance, Pictures, str]":
     """The vectors of a run's split, or of files; their own distance, their images, and what they are called."""
     from lossopt.report.thumbnails import FilePictures, TablePictures
     from lossopt.retrieval.foreign import read_vectors
@@ -304,11 +315,11 @@ def _vectors_of(path: Path, split: str, overrides: list[str]) -> "tuple[Labelled
     if path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
         run = load_run(path, overrides)
         distance = run.config["retrieval"]["distance"]
-        name = f"{run.config['name']}, seed {run.config['seed']} ({path.name}, {split} split)"
+        name = f"{run.config['name']}, seed {run.config['seed']} ({called}, {split} split)"
         return table_of(run, split), distance, TablePictures(getattr(run.data.splits, split)), name
     table = read_vectors(path)
     own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
-    return table, own, FilePictures(table.paths), "/".join(path.absolute().parts[-2:])
+    return table, own, FilePictures(table.paths), called
 
 
 def index(words: list[str]) -> None:

@@ -190,10 +190,10 @@ def choose_threshold(run: LoadedRun) -> Threshold | None:
     return found
 
 
-def kept_threshold(checkpoint: Path) -> Threshold | None:
-    """What `choose_threshold` kept beside a checkpoint, if it did."""
+def _kept_threshold(checkpoint: Path) -> dict[str, Any] | None:
+    """What `choose_threshold` kept beside a checkpoint, as JSON types; None: nothing."""
     path = _threshold_file(checkpoint)
-    return Threshold(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _threshold_file(checkpoint: Path) -> Path:
@@ -203,7 +203,9 @@ def _threshold_file(checkpoint: Path) -> Path:
 def table_of(run: LoadedRun, split: str) -> LabelledVectors:
     """The embeddings of "train", "validation" or "test", in memory."""
     table: LabelledImages = getattr(run.data.splits, split)
-    return rows_of(table).with_vectors(vectors_of(run, table, split), {"split": split})
+    return rows_of(table).with_vectors(
+        vectors_of(run, table, split), {"split": split, "threshold": _kept_threshold(run.checkpoint)}
+    )
 
 
 def embed_split(run: LoadedRun, split: str, out: Path) -> LabelledVectors:
@@ -238,11 +240,11 @@ def images_like(run: LoadedRun, images: Path, allow_outside: bool = False) -> tu
     """The table of `read_images`, decoded as the run's own images are; arguments as for `embed_images`."""
     source = run.data.source
     if isinstance(source, SquareImages):
-        size, channels, inverted = source.image_size, source.channels, source.inverted
+        size, channels, inverted, area = source.image_size, source.channels, source.inverted, source.area
     else:
         channels, size = run.data.splits.test.batch([0]).images.shape[1:3]
-        inverted = False
-    return read_images(images, size, channels, inverted, allow_outside)
+        inverted = area = False
+    return read_images(images, size, channels, inverted, allow_outside, area)
 
 
 def vectors_of(run: LoadedRun, table: LabelledImages, what: str | None = None) -> np.ndarray:
@@ -252,7 +254,6 @@ def vectors_of(run: LoadedRun, table: LabelledImages, what: str | None = None) -
 
 def _embed_table(run: LoadedRun, table: LabelledImages, out: Path, origin: dict[str, Any]) -> LabelledVectors:
     """Embeds a table; what is said of its origin is freed of the machine's paths."""
-    threshold = kept_threshold(run.checkpoint)
     provenance = {
         "checkpoint": run.checkpoint.name,
         "checkpoint_sha256": sha256(run.checkpoint),
@@ -261,7 +262,7 @@ def _embed_table(run: LoadedRun, table: LabelledImages, out: Path, origin: dict[
         "data": without_paths(origin["data"]),
         "distance": run.config["retrieval"]["distance"],
         "threads": torch.get_num_threads(),
-        "threshold": None if threshold is None else threshold.as_json(),
+        "threshold": _kept_threshold(run.checkpoint),
     }
     return write_embeddings(out, _embedded(run.model, run.data, table, origin["split"]), rows_of(table), provenance)
 

@@ -17,6 +17,7 @@ from lossopt.retrieval.index import Neighbours
 from lossopt.retrieval.saved_index import SavedIndex
 from lossopt.retrieval.store import is_embeddings
 from lossopt.retrieval.vectors import Rows
+from lossopt.retrieval.verification import kept_threshold
 from lossopt.runs import LoadedRun, images_like, load_run, rows_of, vectors_of
 
 
@@ -36,10 +37,8 @@ class Search:
     @property
     def threshold(self) -> float | None:
         """The distance up to which two images count as the same, None: nobody has set one."""
-        kept = self.saved.provenance.get("threshold")
-        if not isinstance(kept, dict) or kept["distance"] != self.saved.index.distance:
-            return None
-        return float(kept["value"])
+        kept = kept_threshold(self.saved.provenance)
+        return kept.value if kept is not None and kept.distance == self.saved.index.distance else None
 
 
 def search_index(

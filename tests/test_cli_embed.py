@@ -240,7 +240,7 @@ def test_every_source_says_how_its_images_look(given):
     source = getattr(data, given)()
     assert isinstance(source, SquareImages)
     grey = given in ("Omniglot", "MNIST", "FashionMNIST", "Digits")
-    assert (source.channels, source.inverted) == (1 if grey else 3, given == "Omniglot")
+    assert (source.channels, source.inverted, source.area) == (1 if grey else 3, given == "Omniglot", grey)
 
 
 class Silent:

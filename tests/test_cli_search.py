@@ -1,8 +1,10 @@
 """`lossopt index` and `lossopt search`: images on disk, a run, its index and its answers, end to end."""
 
+import io
 import json
 import re
 import shutil
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,9 +15,12 @@ import yaml
 from PIL import Image
 
 from lossopt.cli import main
+from lossopt.data import Digits, Omniglot
+from lossopt.data.module import RetrievalData
 from lossopt.retrieval.foreign import read_vectors
 from lossopt.retrieval.index import NeighbourIndex
 from lossopt.retrieval.saved_index import load_index
+from lossopt.runs import images_like, load_run
 from lossopt.search import search_index
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -163,6 +168,33 @@ def test_an_image_of_the_index_finds_itself_first_at_no_distance(made, run, inde
         assert [distance for _, distance, _ in found] == pytest.approx(nearest.distances[0], abs=2e-3)
 
 
+def read_alike(run, source, image, tmp_path):
+    """(c, s, s): an image file as a run on `source` would see it."""
+    image.save(tmp_path / "image.png")
+    table, _ = images_like(load_run(run)._replace(data=RetrievalData(source)), tmp_path / "image.png")
+    return table.batch([0]).images[0]
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_a_file_is_decoded_as_the_images_that_are_held_in_memory(made, size, tmp_path):
+    grey = Digits().splits().test.batch([5]).images[0, 0]
+    expected = Digits(image_size=size).splits().test.batch([5]).images[0]
+    seen = read_alike(made[1], Digits(image_size=size), Image.fromarray(grey.numpy()), tmp_path)
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("size", [28, 105])
+def test_a_drawing_of_omniglot_is_decoded_to_the_pixel(made, size, tmp_path, data_root):
+    source = Omniglot(str(data_root), image_size=size)
+    name = "Kannada/character11/1215_01"
+    table = source.splits().test
+    (archive,) = data_root.rglob("images_evaluation.zip")
+    with zipfile.ZipFile(archive) as packed:
+        image = Image.open(io.BytesIO(packed.read(f"images_evaluation/{name}.png")))
+        seen = read_alike(made[1], source, image, tmp_path)
+    assert torch.equal(seen, table.batch([table.names.index(name)]).images[0])
+
+
 def test_a_folder_asks_for_all_its_images(made, index, capsys, tmp_path):
     for number in range(3):
         picture(tmp_path / "asked" / f"{number}.png", number, class_seed=5)
@@ -258,7 +290,7 @@ def test_the_same_file_and_what_is_beyond_the_threshold_are_marked(run, index, c
     threshold = float(distances[2:4].mean())
     manifest = run / "embeddings" / "test" / "manifest.json"
     content = json.loads(manifest.read_text())
-    content["provenance"]["threshold"] = threshold
+    content["provenance"]["threshold"] = {"value": threshold, "distance": "euclidean"}
     manifest.write_text(json.dumps(content))
     said(capsys, "index", "build", run / "embeddings" / "test")
     text = said(capsys, "search", index, table.paths[0], "--k", 6, "--html", tmp_path / "page.html")
@@ -266,6 +298,9 @@ def test_the_same_file_and_what_is_beyond_the_threshold_are_marked(run, index, c
     page = Page(tmp_path / "page.html")
     assert page.text.count("this very file") == 1 and page.text.count("beyond the threshold") == 3
     assert [value for tag, name, value in page.attributes if (tag, name) == ("li", "class")] == ["beyond"] * 3
+    said(capsys, "index", "build", run / "embeddings" / "test", "--distance", "cosine")
+    text = said(capsys, "search", index, table.paths[0], "--k", 6)
+    assert len(answers(text)) == 6 and "beyond" not in text  # it was chosen for another distance
 
 
 def test_images_that_are_gone_leave_their_names(made, run, index, capsys, tmp_path):
@@ -277,7 +312,8 @@ def test_images_that_are_gone_leave_their_names(made, run, index, capsys, tmp_pa
 
     found = search_index(saved, picture(tmp_path / "a.png", 1), 5, run)
     page = Page(write_search_page(tmp_path / "page.html", found.queries, found.neighbours, saved, pictures(found)))
-    assert page.tags.count("img") == 1 and page.text.count("no image") == 5
+    missing = [value for _, name, value in page.attributes if name == "class" and "no-image" in value]
+    assert page.tags.count("img") == 1 and len(missing) == 5
     assert len(answers(as_text(found))) == 5
 
 

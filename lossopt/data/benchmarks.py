@@ -31,6 +31,7 @@ class CUB200:
 
     channels = 3
     inverted = False
+    area = False
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Cars196:
 
     channels = 3
     inverted = False
+    area = False
 
     def __init__(
         self,
@@ -160,6 +162,7 @@ class StanfordOnlineProducts:
 
     channels = 3
     inverted = False
+    area = False
 
     def __init__(
         self,
@@ -209,6 +212,7 @@ class InShop:
 
     channels = 3
     inverted = False
+    area = False
 
     def __init__(
         self,

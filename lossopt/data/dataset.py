@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lossopt.data.decode import decode_image
+from lossopt.data.scale import scale_images
 from lossopt.errors import DataError
 
 
@@ -59,6 +60,7 @@ class OnDisk:
         channels: 1 (grey) or 3 (RGB).
         crops: one (left, top, right, bottom) box in pixels of the file per image, cut out before scaling; None: whole.
         inverted: the network sees light on dark where the files are dark on light.
+        area: scaled by `scale_images`, as the data sets that are held in memory are; else by Lanczos.
     """
 
     paths: Sequence[Path]
@@ -66,14 +68,14 @@ class OnDisk:
     channels: int = 3
     crops: Sequence[tuple[int, int, int, int] | None] | None = None
     inverted: bool = False
+    area: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, rows: Tensor) -> Tensor:
         """See `Pixels`; raises DataError naming a file that cannot be decoded."""
-        images = torch.stack([self._read_one(row) for row in rows.tolist()])
-        return 255 - images if self.inverted else images
+        return torch.stack([self._read_one(row) for row in rows.tolist()])
 
     def path(self, row: int) -> Path:
         """See `Pixels`."""
@@ -81,7 +83,9 @@ class OnDisk:
 
     def _read_one(self, row: int) -> Tensor:
         crop = self.crops[row] if self.crops is not None else None
-        return decode_image(self.paths[row], self.image_size, self.channels, crop)
+        image = decode_image(self.paths[row], None if self.area else self.image_size, self.channels, crop)
+        image = 255 - image if self.inverted else image
+        return scale_images(image[None], self.image_size)[0] if self.area else image
 
 
 @dataclass(frozen=True)
@@ -324,9 +328,10 @@ class SquareImages(Protocol):
     """A source that says how its images look, so that other files can be made to look like them without reading it.
 
     image_size: side in pixels. channels: 1 (grey) or 3 (RGB). inverted: they are light on dark, their files dark on
-    light.
+    light. area: they were scaled by `scale_images`.
     """
 
     image_size: int
     channels: int
     inverted: bool
+    area: bool

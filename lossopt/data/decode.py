@@ -30,7 +30,7 @@ _TURNS = {
 _NEXT_STEP = "Replace the file, or remove it from the data."
 
 
-def decode_image(path: Path, image_size: int, channels: int, crop: Box | None = None) -> Tensor:
+def decode_image(path: Path, image_size: int | None, channels: int, crop: Box | None = None) -> Tensor:
     """Reads an image, turns it upright, scales its short side to `image_size` (Lanczos) and crops the centre.
 
     The first frame counts. 16-bit grey is scaled to 8 bit; alpha is laid on white; palettes, CMYK and 1 bit are
@@ -38,7 +38,7 @@ def decode_image(path: Path, image_size: int, channels: int, crop: Box | None = 
 
     Args:
         path: the file; BMP, GIF, JPEG, JPEG 2000, PNG, PGM/PPM, TIFF or WebP by content, whatever its name.
-        image_size: s, in pixels.
+        image_size: s, in pixels; None: as long as the short side, not scaled.
         channels: 1 (grey) or 3 (RGB).
         crop: (left, top, right, bottom) in pixels of the file as stored, cut out first; None: the whole image.
 
@@ -49,7 +49,7 @@ def decode_image(path: Path, image_size: int, channels: int, crop: Box | None = 
         DataError: the file cannot be read as an image, or has more than 64 million pixels (refused from its header).
         ConfigError: `channels` or `image_size` is not possible.
     """
-    if channels not in (1, 3) or image_size < 1:
+    if channels not in (1, 3) or (image_size is not None and image_size < 1):
         raise ConfigError(f"Images have channels 1 or 3 and image_size >= 1; got {channels} and {image_size}.")
     try:
         with _open(path) as image:
@@ -102,17 +102,20 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _square(image: Image.Image, side: int, mode: str, crop: Box | None) -> Tensor:
+def _square(image: Image.Image, image_size: int | None, mode: str, crop: Box | None) -> Tensor:
     """Decodes, converts, turns and scales; the crop happens inside the scaling, so thin images stay small."""
     turn = _TURNS.get(_orientation(image))
-    if crop is None:
-        image.draft(image.mode, (2 * side, 2 * side))  # JPEG only: decodes at a half, a quarter or an eighth
-    else:
+    if crop is None and image_size is not None:
+        image.draft(
+            image.mode, (2 * image_size, 2 * image_size)
+        )  # JPEG only: decodes at a half, a quarter or an eighth
+    elif crop is not None:
         image = _cut(image, crop)
     image = _convert(image, mode)
     if turn is not None:
         image = image.transpose(turn)
     short = min(image.size)
+    side = short if image_size is None else image_size
     left, top = (image.width - short) / 2, (image.height - short) / 2
     box = (left, top, left + short, top + short)
     pixels = np.array(image.resize((side, side), Image.Resampling.LANCZOS, box=box))

@@ -30,6 +30,7 @@ class Digits:
 
     channels = 1
     inverted = False
+    area = True
 
     def __init__(self, image_size: int = 8, split: Literal["disjoint", "closed"] = "disjoint") -> None:
         if image_size < _SIDE:

@@ -27,7 +27,12 @@ class LabelledFile(NamedTuple):
 
 
 def tabulate(
-    files: Sequence[LabelledFile], image_size: int, channels: int, check: bool = False, inverted: bool = False
+    files: Sequence[LabelledFile],
+    image_size: int,
+    channels: int,
+    check: bool = False,
+    inverted: bool = False,
+    area: bool = False,
 ) -> LabelledImages:
     """The table of these files, in their order.
 
@@ -35,7 +40,7 @@ def tabulate(
         files: n files.
         image_size, channels: see `decode_image`.
         check: open every header first.
-        inverted: see `OnDisk`.
+        inverted, area: see `OnDisk`.
 
     Raises:
         DataError: `check`, and a header cannot be read.
@@ -53,6 +58,7 @@ def tabulate(
             channels,
             crops if any(crop is not None for crop in crops) else None,
             inverted,
+            area,
         ),
         labels=labels,
         class_names=class_names,

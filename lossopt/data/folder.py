@@ -48,6 +48,7 @@ class Folder:
     """
 
     inverted = False
+    area = False
 
     def __init__(
         self,
@@ -100,7 +101,12 @@ class Folder:
 
 
 def read_images(
-    path: Path, image_size: int, channels: int, inverted: bool = False, allow_outside: bool = False
+    path: Path,
+    image_size: int,
+    channels: int,
+    inverted: bool = False,
+    allow_outside: bool = False,
+    area: bool = False,
 ) -> tuple[LabelledImages, str]:
     """Images to be embedded: one file, or every visible image below a folder, of the class of its class folder.
 
@@ -108,7 +114,7 @@ def read_images(
 
     Args:
         path: the file or the folder.
-        image_size, channels, inverted: see `OnDisk`.
+        image_size, channels, inverted, area: see `OnDisk`.
         allow_outside: follow links that lead out of the folder, instead of refusing.
 
     Returns:
@@ -131,7 +137,7 @@ def read_images(
         scan = _Scan(path, allow_outside)
         files = scan.everything()
         left_out = scan.left_out()
-    table = tabulate(files, image_size, channels, check=True, inverted=inverted)
+    table = tabulate(files, image_size, channels, check=True, inverted=inverted, area=area)
     return table, f"{len(files):,} images of {shown(path.absolute().name)}{left_out}"
 
 

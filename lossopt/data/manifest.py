@@ -44,6 +44,7 @@ class Manifest:
     """
 
     inverted = False
+    area = False
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class MNIST:
     title = "MNIST"
     channels = 1
     inverted = False
+    area = True
     layouts: tuple[str, ...] = ("mnist/MNIST/raw", "MNIST/raw", "mnist/raw", "mnist", "")
     class_names: tuple[str, ...] = tuple(str(digit) for digit in range(10))
     mirrors: tuple[str, ...] = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")

@@ -119,6 +119,7 @@ class Omniglot:
 
     channels = 1
     inverted = True
+    area = True
 
     def __init__(
         self,

@@ -29,7 +29,16 @@ from lossopt.retrieval.neighbours import nearest
 from lossopt.retrieval.pairs import draw_pairs
 from lossopt.retrieval.task import Task
 from lossopt.retrieval.vectors import LabelledVectors
-from lossopt.retrieval.verification import DistanceHistograms, Verification, distance_histograms, verify
+from lossopt.retrieval.verification import (
+    Applied,
+    DistanceHistograms,
+    Threshold,
+    Verification,
+    apply_threshold,
+    distance_histograms,
+    kept_threshold,
+    verify,
+)
 
 _MOST_LISTED = 20_000  # queries whose neighbours are listed; of more, a sample
 _LISTED = 10
@@ -60,7 +69,8 @@ class Findings:
         did not see (empty unless there are both). group_of_query, seen_of_query: (queries,) keys of those parts.
     suspects, all_suspects: rows whose neighbours agree on another class, the surest, and how many there are.
     duplicates, confusions: near-duplicates and confused classes, among the listed queries.
-    verification, histograms: of pairs; None without pairs of both kinds.
+    verification, histograms: of pairs; None without pairs of both kinds. kept: the threshold that came along with the
+        vectors, chosen on validation, and what it does to these pairs; None: there is none that fits.
     class_disjoint: whether training saw none of the classes; None: nobody knows.
     """
 
@@ -82,6 +92,7 @@ class Findings:
     confusions: Confusions
     verification: Verification | None
     histograms: DistanceHistograms | None
+    kept: tuple[Threshold, Applied] | None
     clustering: Clustering
     map: EmbeddingMap
     class_disjoint: bool | None
@@ -143,7 +154,7 @@ def examine(
     near = nearest(vectors.vectors, task, rows[listed], _LISTED, distance)
     about = near, rows[listed], vectors.labels
     suspects, all_suspects = label_doubts(*about, result.relevant[listed], _MOST_SHOWN)
-    verification, histograms = _verified(vectors, task, distance, seed)
+    verification, histograms, kept = _verified(vectors, task, distance, seed)
     return Findings(
         vectors=vectors,
         task=task,
@@ -163,6 +174,7 @@ def examine(
         confusions=confusions(*about, result.relevant[listed], _MOST_SHOWN),
         verification=verification,
         histograms=histograms,
+        kept=kept,
         clustering=measure_clustering(vectors.vectors, task, distance, seed),
         map=map_embedding(vectors.vectors, vectors.labels, distance, seed=seed, with_umap=with_umap),
         class_disjoint=None if seen is None else not seen.any(),
@@ -199,10 +211,15 @@ def _curve(
 
 def _verified(
     vectors: LabelledVectors, task: Task, distance: Distance, seed: int
-) -> tuple[Verification | None, DistanceHistograms | None]:
-    """None where there are no pairs of one kind."""
+) -> tuple[Verification | None, DistanceHistograms | None, tuple[Threshold, Applied] | None]:
+    """None where there are no pairs of one kind; None where no threshold came along, or one for another distance."""
     try:
         pairs = draw_pairs(vectors.vectors, task, distance, seed=seed)
     except EvaluationError:
-        return None, None
-    return verify(pairs, seed=seed), distance_histograms(pairs)
+        return None, None, None
+    threshold = kept_threshold(vectors.provenance)
+    try:
+        kept = None if threshold is None else (threshold, apply_threshold(threshold, pairs))
+    except EvaluationError:
+        kept = None
+    return verify(pairs, seed=seed), distance_histograms(pairs), kept

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lossopt.report.record import without_paths
 from lossopt.report.thumbnails import Thumbnail, Thumbnails
 from lossopt.retrieval.index import Neighbours
 from lossopt.retrieval.vectors import LabelledVectors
@@ -83,7 +84,7 @@ def choose_queries(score: np.ndarray, label: np.ndarray, reciprocal_rank: np.nda
     worst = _varied(ascending, label, count)
     best = _varied(descending[~np.isin(descending, worst)], label, count)
     taken = np.concatenate([worst, best])
-    missed = descending[np.isclose(reciprocal_rank[descending], 0.5) & ~np.isin(descending, taken)]
+    missed = descending[np.isclose(reciprocal_rank[descending], 0.5) ]
     near = _varied(missed, label, count)
     rest = ascending[~np.isin(ascending, np.concatenate([taken, near]))]
     from_middle = rest[np.argsort(np.abs(np.arange(len(rest)) - (len(rest) - 1) / 2), kind="stable")]
@@ -130,9 +131,9 @@ class Album:
 
     def shown(self, row: int, correct: bool = True, distance: float = 0.0) -> Shown:
         """One row."""
-        class_name = self.vectors.class_names[int(self.vectors.labels[row])]
+        class_name = without_paths(self.vectors.class_names[int(self.vectors.labels[row])])
         above, leaf = split_name(class_name)
-        name = str(self.vectors.names[row])
+        name = without_paths(str(self.vectors.names[row]))
         return Shown(self.thumbnails.of(row), class_name, above, leaf, name, correct, distance)
 
     def gallery(

@@ -62,13 +62,14 @@ class MapLayout(NamedTuple):
 
 @dataclass(frozen=True)
 class MapView:
-    """legend: (colour, words), the most frequent first."""
+    """legend: (colour, words), the most frequent first. judged: whether first neighbours are known to be right."""
 
     words: str
     points: list[Point]
     layouts: list[MapLayout]
     legend: list[tuple[str, str]]
     sprites: Sprites | None
+    judged: bool
 
 
 def distances_view(findings: Findings) -> Distances:
@@ -84,6 +85,8 @@ def distances_view(findings: Findings) -> Distances:
     kept = np.unique(np.linspace(0, len(widths) - 1, min(_OPERATING, len(widths))).astype(np.int64))
     threshold = found.threshold
     chosen = found.at_eer.threshold if threshold is None else threshold.value
+    if findings.kept is not None:
+        chosen = findings.kept[0].value
     densities = density_chart(
         "How far apart pairs are",
         edges,
@@ -97,9 +100,9 @@ def distances_view(findings: Findings) -> Distances:
     return Distances(
         words=f"In {percent(found.auc, 2)} of cases two images of one class are nearer to each other than two images "
         f"of different classes are (ROC AUC). Compared: {found.positives:,} of {found.all_positives:,} pairs of one "
-        f"class and {found.negatives:,} of {found.all_negatives:,} of different ones{sampled}.",
+        f"class and {found.negatives:,} of {found.all_negatives:,} of different ones{sampled}.{_kept_words(findings)}",
         densities=densities,
-        roc=_roc(found),
+        roc=_roc(findings, found),
         rows=_verification_rows(found),
         operating=[[round(float(v), 6) for v in (edges[i + 1], tar[i], far[i])] for i in kept],
         threshold=0.0 if chosen is None else chosen,
@@ -107,7 +110,20 @@ def distances_view(findings: Findings) -> Distances:
     )
 
 
-def _roc(found: Verification) -> Chart:
+def _kept_words(findings: Findings) -> str:
+    """What the threshold that was chosen on validation does here, in a sentence; nothing without one."""
+    if findings.kept is None:
+        return ""
+    threshold, here = findings.kept
+    aim = "the equal error rate" if threshold.target_far is None else f"a FAR of {percent(threshold.target_far, 0)}"
+    low_high = "" if threshold.low is None else f" ({threshold.low:.3g} to {threshold.high:.3g})"
+    return (
+        f" The threshold of {threshold.value:.3g}{low_high} was chosen on the validation split for {aim}; here it "
+        f"accepts {percent(here.tar)} of the pairs of one class and {percent(here.far, 2)} of the others."
+    )
+
+
+def _roc(findings: Findings, found: Verification) -> Chart:
     least = 1e-4
     far, tar = found.curve[:, 0], found.curve[:, 1]
     inside = far >= least
@@ -115,9 +131,8 @@ def _roc(found: Verification) -> Chart:
     if (~inside).any():  # begin at the axis, at what was reached before it
         x, y = np.append(-4.0, x), np.append(tar[~inside].max(), y)
     even = np.linspace(-4, 0, 60)
-    marked = []
-    if found.threshold is not None and found.threshold.far >= least:
-        marked.append((float(np.log10(found.threshold.far)), found.threshold.tar, "the threshold"))
+    at = found.threshold if findings.kept is None else findings.kept[1]
+    marked = [] if at is None or at.far < least else [(float(np.log10(at.far)), at.tar, "the threshold")]
     return share_chart(
         "Which share of each kind a threshold accepts",
         [Series("this model", "main", x, y), Series("chance", "by-chance", even, 10**even)],
@@ -179,7 +194,7 @@ def map_view(findings: Findings, pictures: Pictures) -> MapView:
     for row, label, kind in zip(drawn.rows.tolist(), labels.tolist(), kinds, strict=True):
         miss = bool(first[row] < 0.5)
         words = without_paths(str(vectors.names[row])) + (", first neighbour wrong" if miss else "")
-        points.append(Point(kind, label, vectors.class_names[label], words, miss))
+        points.append(Point(kind, label, without_paths(vectors.class_names[label]), words, miss))
     whole, every = len(drawn.rows) == len(vectors), drawn.classes == drawn.all_classes
     images = f"all {len(vectors):,} images" if whole else f"{len(drawn.rows):,} of {len(vectors):,} images"
     part = f"{images} of {drawn.classes:,} classes" if every else f"{images}, of {drawn.classes:,} classes out of "
@@ -193,6 +208,7 @@ def map_view(findings: Findings, pictures: Pictures) -> MapView:
         ],
         legend=legend,
         sprites=sprite_sheet(pictures, drawn.rows.tolist(), _TILE),
+        judged=findings.first_right is not None,
     )
 
 

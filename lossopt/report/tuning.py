@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ def tuning_picture(tuning: Tuning, size: tuple[int, int]) -> Picture:
         area=area,
         y_label=f"recall@{tuning.k}, %",
     )
-    return Picture(chart, _names(others, boxes, area))
+    return Picture(chart, _names(others, boxes + [box for line in lines for box in _along(line)], area))
 
 
 def time_text(seconds: float) -> str:
@@ -182,6 +183,17 @@ def _labels(
         else:
             marks[number] = Mark(x, y, "", "start", x, y)
     return [marks[number] for number in range(len(points))]
+
+
+def _along(line: Line) -> list[Box]:
+    """Small boxes along a line, so that a name does not seem to belong to it."""
+    boxes = []
+    for (x, y, _), (to_x, to_y, _) in pairwise(line.dots):
+        steps = max(1, int(math.hypot(to_x - x, to_y - y) / 6))
+        for step in range(steps):
+            at_x, at_y = x + (to_x - x) * step / steps, y + (to_y - y) * step / steps
+            boxes.append((at_x - 2, at_y - 2, at_x + 2, at_y + 2))
+    return boxes
 
 
 def _names(lines: Sequence[tuple[Line, str]], boxes: list[Box], area: Box) -> list[tuple[str, Mark]]:

@@ -81,7 +81,7 @@ def measure_collapse(
     shape, lengths_too = unit[rows], _without_outliers(vectors[rows])
     spread, rank = _spread(shape), _effective_rank(shape)
     broad = spread if distance == "cosine" else max(spread, _spread(lengths_too))
-    lowest = min(rank, _effective_rank(lengths_too))
+    plain_rank = _effective_rank(lengths_too)
     by_angle = nearest(unit, part, part.query_rows, 2)
     tie_share, mixed_ties = _ties(
         by_angle if distance == "cosine" else nearest(vectors, part, part.query_rows, 2), part
@@ -91,7 +91,9 @@ def measure_collapse(
     expected = min(embeddings.shape[1], len(np.unique(part.labels)) - 1)
     signs = {
         f"the vectors are nearly equal (spread {broad:.2g})": broad < _SPREAD * np.sqrt(rank),
-        f"the vectors lie nearly on a line (effective rank {lowest:.2f})": lowest < _rank_bound(expected),
+        f"the vectors lie nearly on a line (effective rank {plain_rank:.2f})": (
+            plain_rank < min(_RANK, _LOWEST_RANK + _RANK_STEP * (expected - 2))
+        ),
         f"{mixed_ties:.1%} of the queries have equally near items of several classes": mixed_ties > _MIXED_TIES,
         f"float32 inner products change recall@1 by {100 * gap:.1f} points": gap > _GAP and beyond_chance,
         f"{zero_rows:,} vectors are zero": zero_rows > _ZERO_ROWS * len(embeddings),
@@ -150,11 +152,6 @@ def _effective_rank(vectors: np.ndarray) -> float:
     values = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False) if len(vectors) else np.zeros(1)
     shares = values[values > 0] / values.sum() if values.sum() > 0 else np.ones(1)
     return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def _rank_bound(expected: int) -> float:
-    """Of the effective rank, where `expected` is how many dimensions it could have at best."""
-    return min(_RANK, _LOWEST_RANK + _RANK_STEP * (expected - 2)) if expected >= 2 else 0.0
 
 
 def _without_outliers(vectors: np.ndarray) -> np.ndarray:

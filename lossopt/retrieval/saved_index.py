@@ -38,8 +38,8 @@ class SavedIndex:
     Args:
         index: over n rows.
         rows: their names, classes and paths; row r of the index is row r of these.
-        provenance: of the vectors, as in `LabelledVectors`; "threshold", if there, is the distance up to which two
-            images count as the same.
+        provenance: of the vectors, as in `LabelledVectors`; "threshold", if there, says up to which "value" of
+            which "distance" two images count as the same.
         notes: what was changed or is to be doubted, in words.
         k, queries: of the measurement: recall of the k nearest over so many queries.
         measured: of the index against exact search on its own vectors.

@@ -273,7 +273,7 @@ def _answered(
     """The exact answers, from a part of the gallery at a time; queries without anything to find are left out."""
     asked = np.asarray(vectors[queries])
     best = np.full((len(asked), k), np.inf)
-    step = max(k, 4 * _CELLS // vectors.shape[1])
+    step = max(k, _CELLS // vectors.shape[1])
     for start in range(0, len(gallery_rows), step):
         part = np.asarray(vectors[gallery_rows[start : start + step]])
         everyone = np.arange(len(part))

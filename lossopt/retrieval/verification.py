@@ -3,7 +3,7 @@
 Conventions of the ROC are in roc.py, what a pair is in pairs.py. Letters: p pairs, c classes, b bins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -223,6 +223,15 @@ class _Bench:
         counts = np.unique(np.geomspace(1, len(self.first), _READINGS).astype(np.int64))
         before = np.searchsorted(self.falsely, counts, side="right") - 1  # the last step with so many false accepts
         return np.unique(np.concatenate([evenly, np.maximum(before, 0)]))
+
+
+def kept_threshold(provenance: Mapping[str, Any]) -> Threshold | None:
+    """The threshold that came along with some vectors or an index; None: none did, or it is of another kind."""
+    content = provenance.get("threshold")
+    try:
+        return Threshold(**content) if isinstance(content, dict) else None
+    except TypeError:  # fields of another version
+        return None
 
 
 class Applied(NamedTuple):

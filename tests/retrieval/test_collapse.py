@@ -1,5 +1,7 @@
 """Ill and healthy embeddings of many shapes: every ill one is named, no healthy one is."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -148,15 +150,15 @@ def test_healthy_features_of_real_images_are_never_named(digits):
 
 def test_untrained_networks_are_never_named(digits):
     images = torch.nn.functional.interpolate(torch.from_numpy(digits[0][:300, None]), size=28)
-    for seed in (2, 3):
+    makers = [lambda d=d: Conv4(embedding_size=d) for d in (2, 32)]
+    makers += [lambda d=d: SmallResNet(embedding_size=d) for d in (2, 512)]
+    makers.append(lambda: torch.nn.Sequential(Widen(), torchvision.models.resnet18(weights=None)))
+    for make, seed in itertools.product(makers, (2, 3)):
         torch.manual_seed(seed)
-        networks = [Conv4(embedding_size=d) for d in (2, 32)] + [SmallResNet(embedding_size=d) for d in (2, 512)]
-        networks.append(torch.nn.Sequential(Widen(), torchvision.models.resnet18(weights=None)))
-        for network in networks:
-            with torch.inference_mode():
-                vectors = network.eval()(images[:200]).numpy()
-            for distance in ("euclidean", "cosine"):
-                assert not measure(vectors, digits[1][:200], distance).reasons
+        with torch.inference_mode():
+            vectors = make().eval()(images[:200]).numpy()
+        for distance in ("euclidean", "cosine"):
+            assert not measure(vectors, digits[1][:200], distance).reasons
 
 
 class Widen(torch.nn.Module):
@@ -235,15 +237,17 @@ def test_zero_rows_are_counted_and_named_when_many():
 
 
 def test_who_may_find_whom_counts_for_ties():
-    vectors = np.repeat(np.random.default_rng(0).normal(size=(30, 4)), 2, axis=0)
-    vectors = np.concatenate([vectors, vectors])
-    labels, groups = np.arange(120) % 60 // 2, np.arange(120) // 60
-    free = make_task(120, labels)
-    assert measure_collapse(vectors, free).tie_share == 1
-    other_view = make_task(120, np.arange(120) % 60, groups=groups, exclude="all")
-    assert measure_collapse(vectors, other_view).mixed_ties == 1  # the two of the other group, one of another class
-    one_to_one = make_task(120, labels, np.arange(120) == 0, np.isin(np.arange(120), [0, 1]))
-    assert measure_collapse(vectors, one_to_one).tie_share == 0
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([np.repeat(rng.normal(size=(20, 4)), 3, axis=0), rng.normal(size=(60, 4))])
+    labels, groups = np.arange(120) % 60, np.arange(120) // 60  # every row of the first group stands there three times
+    asked = groups == 0
+    found = measure_collapse(vectors, make_task(120, labels, query=asked))
+    assert (found.tie_share, found.mixed_ties) == (1, 1)
+    other_group = make_task(120, labels, query=asked, groups=groups, exclude="all")
+    assert measure_collapse(vectors, other_group).tie_share == 0
+    nobody = make_task(120, labels, np.arange(120) == 0, np.arange(120) == 0)
+    assert measure_collapse(vectors, nobody).tie_share == 0
+    assert measure_collapse(vectors, nobody).precision_gap == 0
 
 
 def test_a_large_table_is_sampled():
@@ -257,7 +261,7 @@ def test_a_large_table_is_sampled():
 def test_nan_is_refused():
     vectors, labels = clustered(50, 5, 4, 0.5)
     vectors[3] = np.nan
-    with pytest.raises(EvaluationError, match="NaN or infinite"):
+    with pytest.raises(EvaluationError, match="NaN or infinite, which is no collapse"):
         measure(vectors, labels)
 
 

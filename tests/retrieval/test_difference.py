@@ -1,11 +1,12 @@
 """Two sets of vectors of the same images: paired by name, query by query; refused where they do not belong together."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lossopt.cli import main
+from lossopt.cli import _told_apart, main
 from lossopt.errors import EvaluationError
 from lossopt.retrieval.difference import compare, difference, difference_text, pair_by_name, verdict
 from lossopt.retrieval.evaluation import evaluate_task, evaluate_vectors
@@ -239,6 +240,21 @@ def test_the_text_has_the_figures():
     assert "A is better by most" in clear
     assert "B is better by most" not in clear
     assert f"B is better by most: {found.classes[-1].name} ({100 * found.classes[-1].difference:+.1f})" in text
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("/home/alice/x/a.npz", "/home/alice/x/b.npz"), ("a.npz", "b.npz")),
+        (
+            ("/home/alice/x/embeddings/test", "/home/alice/y/embeddings/test"),
+            ("x/embeddings/test", "y/embeddings/test"),
+        ),
+        (("/home/alice/a", "/home/alice/a"), ("a", "a")),
+    ],
+)
+def test_a_page_names_no_more_folders_than_it_must(paths, names):
+    assert _told_apart(*map(Path, paths)) == names
 
 
 def test_the_command(tmp_path, capsys):
