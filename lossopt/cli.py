@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LossoptError as error:
         print(f"lossopt {chosen}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read the output has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         hint = "; `--resume` goes on from the last checkpoint" if chosen == "train" else ""
         print(f"lossopt {chosen}: interrupted{hint}.", file=sys.stderr)
@@ -110,7 +114,7 @@ def evaluate(words: list[str]) -> None:
     _add_evaluation_options(parser)
     parser.add_argument("--after", nargs="+", choices=("whiten", "expand", "rerank"), help="steps after the search")
     parser.add_argument("--train", type=Path, help="training vectors to learn whitening on; a run has its own")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    parser.add_argument("--json", type=_file, help="write the figures there, too")
     given, overrides = _with_overrides(parser, words)
     given.exclude = given.exclude and given.exclude.replace("-", " ")
     is_run = given.what.suffix == ".ckpt" or (given.what / "checkpoints").is_dir()
@@ -118,6 +122,13 @@ def evaluate(words: list[str]) -> None:
         raise ConfigError("--labels, --query and --train belong to vectors; a run has its own data (--split).")
     if not is_run and (given.split or overrides):
         raise ConfigError(f"--split, --data... and --model... belong to runs, but {given.what} is none.")
+    whitens = bool(given.after) and "whiten" in given.after
+    if not is_run and whitens != bool(given.train):
+        raise ConfigError(
+            "The step whiten learns on training vectors: give them with --train."
+            if whitens
+            else "--train names vectors for the step whiten (--after whiten), which is not asked for."
+        )
     from lossopt.retrieval.intervals import RESAMPLES
     from lossopt.retrieval.text import as_text
 
@@ -152,7 +163,9 @@ def _verified(table: "LabelledVectors", found: "RetrievalResult") -> dict[str, A
 
 
 def _add_evaluation_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ks", type=_positive, nargs="+", help="cut-offs of recall@k; default: the run's own")
+    parser.add_argument(
+        "--ks", type=_positive, nargs="+", help="cut-offs of recall@k; default: the run's own, or 1 2 4 8"
+    )
     parser.add_argument("--distance", choices=("euclidean", "cosine"), help="default: the run's own")
     parser.add_argument(
         "--exclude",
@@ -180,7 +193,7 @@ def _evaluate_run(given: argparse.Namespace, overrides: list[str], resamples: in
 
 
 def _evaluate_vectors(given: argparse.Namespace, overrides: list[str], resamples: int) -> "Evaluated":
-    from lossopt.retrieval.evaluation import KS, evaluate_vectors
+    from lossopt.retrieval.evaluation import evaluate_vectors, fitting_ks
     from lossopt.retrieval.foreign import read_vectors
     from lossopt.retrieval.index import Distance
 
@@ -188,7 +201,8 @@ def _evaluate_vectors(given: argparse.Namespace, overrides: list[str], resamples
     exclude: Exclusion = given.exclude or "none"
     _require_groups(exclude, table.groups, given.what)
     own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
-    found = evaluate_vectors(table, given.ks or KS, given.distance or own, exclude, resamples=resamples)
+    ks = given.ks or fitting_ks(table.task(exclude))
+    found = evaluate_vectors(table, ks, given.distance or own, exclude, resamples=resamples)
     train_table = read_vectors(given.train) if given.train else None
     return table, train_table, found, f"{given.what}\n{table.provenance.get('data', '')}"
 
@@ -203,10 +217,17 @@ def _require_groups(exclude: str, groups: object, what: object) -> None:
 
 def _positive(text: str) -> int:
     """For argparse: a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least 1")
+    return int(text)
+
+
+def _file(text: str) -> Path:
+    """For argparse: where a file can be written."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it")
+    return path
 
 
 def _printable(text: str) -> str:
@@ -218,7 +239,7 @@ def report(words: list[str]) -> None:
     """`lossopt report RUN`, `lossopt report VECTORS [--labels FILE] [--output PAGE]`."""
     parser = argparse.ArgumentParser(prog="lossopt report", description="One page that shows an evaluation.")
     parser.add_argument("what", type=Path, help=f"the folder of a run, {VECTORS}")
-    parser.add_argument("--output", type=Path, help="the page; default: RUN/report.html, or VECTORS.html")
+    parser.add_argument("--output", type=_file, help="the page; default: RUN/report.html, or VECTORS.html")
     parser.add_argument("--umap", action="store_true", help="a third map; needs umap-learn")
     _add_evaluation_options(parser)
     given, overrides = _with_overrides(parser, words)
@@ -251,7 +272,7 @@ def _report_run(given: argparse.Namespace, overrides: list[str]) -> Path:
 def _report_vectors(given: argparse.Namespace) -> Path:
     from lossopt.report.findings import examine
     from lossopt.report.run import write_vectors_report
-    from lossopt.retrieval.evaluation import KS, evaluate_vectors
+    from lossopt.retrieval.evaluation import evaluate_vectors, fitting_ks
     from lossopt.retrieval.foreign import read_vectors
     from lossopt.retrieval.index import Distance
 
@@ -259,7 +280,7 @@ def _report_vectors(given: argparse.Namespace) -> Path:
     exclude: Exclusion = given.exclude or "none"
     _require_groups(exclude, table.groups, given.what)
     own: Distance = "cosine" if table.provenance.get("distance") == "cosine" else "euclidean"
-    found = evaluate_vectors(table, given.ks or KS, given.distance or own, exclude)
+    found = evaluate_vectors(table, given.ks or fitting_ks(table.task(exclude)), given.distance or own, exclude)
     place = given.what.absolute()
     page = given.output or place.with_name(f"{place.name if place.is_dir() else place.stem}.html")
     return write_vectors_report(page, examine(table, found, with_umap=given.umap), place.name, place.parent)
@@ -270,7 +291,7 @@ def diff(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="lossopt diff", description="Two runs or sets of vectors, query by query.")
     parser.add_argument("a", type=Path, help=f"a run, a .ckpt file, {VECTORS}")
     parser.add_argument("b", type=Path, help="another one, of the same images")
-    parser.add_argument("--html", type=Path, help="write a page with galleries there, too")
+    parser.add_argument("--html", type=_file, help="write a page with galleries there, too")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of a run's data")
     parser.add_argument("--ks", type=_positive, nargs="+", help="cut-offs of recall@k; default: 1 2 4 8")
     parser.add_argument("--distance", choices=("euclidean", "cosine"), help="of both; default: each one's own")
@@ -338,7 +359,7 @@ def index(words: list[str]) -> None:
     build.add_argument("--output", type=Path, help="default: EMBEDDINGS-index")
     build.add_argument("--run", type=Path, help="that made the vectors; default: the one whose folder holds them")
     tune.add_argument("--factories", nargs="+", help="FAISS's factory strings; default: some that suit the vectors")
-    tune.add_argument("--output", type=Path, help="write a page with the picture there, such as tune.html")
+    tune.add_argument("--output", type=_file, help="write a page with the picture there, such as tune.html")
     given = top.parse_args(words)
     from lossopt.retrieval.foreign import read_vectors
 
@@ -371,8 +392,7 @@ def _index_tune(given: argparse.Namespace, table: "LabelledVectors") -> None:
     if given.output:
         from lossopt.report.tuning import write_tuning_page
 
-        title = "/".join(given.embeddings.absolute().parts[-2:])
-        print(_printable(f"page: {write_tuning_page(given.output, found, title)}"))
+        print(_printable(f"page: {write_tuning_page(given.output, found, str(given.embeddings.absolute().name))}"))
 
 
 def search(words: list[str]) -> None:
@@ -382,7 +402,7 @@ def search(words: list[str]) -> None:
     parser.add_argument("what", type=Path, help=f"an image, a folder of images, or vectors: {VECTORS}")
     parser.add_argument("--run", type=Path, help="that made the vectors; default: as the index remembers")
     parser.add_argument("--k", type=_positive, default=10, help="neighbours")
-    parser.add_argument("--html", type=Path, help="write a page with the images there, too")
+    parser.add_argument("--html", type=_file, help="write a page with the images there, too")
     parser.add_argument("--allow-outside", action="store_true", help="follow links that lead out of the folder")
     given, overrides = _with_overrides(parser, words)
     from lossopt.retrieval.saved_index import load_index

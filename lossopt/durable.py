@@ -1,12 +1,13 @@
 """Files that a kill or a full disk cannot spoil, and folders that two runs cannot share."""
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import filelock
 
@@ -40,7 +41,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         kept = "; the previous file is untouched" if path.exists() else ""
         raise LossoptError(
             f"Cannot save {path} ({error}; {shutil.disk_usage(there).free} bytes free there){kept}. "
-            "Make room or check the permissions, then start again with --resume."
+            "Make room, check the permissions or choose another place; a training goes on with --resume."
         ) from error
     finally:
         with suppress(OSError):
@@ -93,6 +94,12 @@ def replaced_together(folder: Path, names: Sequence[str], meanwhile: bytes) -> I
         for part in parts:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def digest_of(content: Mapping[str, Any], without: Sequence[str] = ("sha256",)) -> str:
+    """sha256 of JSON content, but for some of its entries; a file that holds it vouches for itself."""
+    kept = {name: value for name, value in content.items() if name not in without}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

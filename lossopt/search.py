@@ -63,6 +63,8 @@ def search_index(
         ConfigError: the run is not known, or is not the one that made the vectors.
         DataError: images or vectors that cannot be read, or vectors of another model.
     """
+    if not what.exists():
+        raise DataError(f"There is no file or folder {what}.")
     if what.suffix.lower() in SUFFIXES or (what.is_dir() and is_embeddings(what)):
         table = read_vectors(what)
         made_with, wanted = table.provenance.get("checkpoint_sha256"), saved.provenance.get("checkpoint_sha256")
@@ -112,8 +114,9 @@ def as_text(search: Search) -> str:
     """For each query its neighbours: rank, distance, class, and path or name."""
     rows, lines = search.saved.rows, []
     width = max((len(rows.class_names[rows.labels[row]]) for row in _answered(search)), default=0)
+    width = max(width, len("class"))
     for query, name in enumerate(search.queries.names):
-        lines.append(f"{name}")
+        lines += [f"{name}", f"rank {'distance':>10}  {'class':<{width}}  image"]
         for rank, (distance, row) in enumerate(zip(*(part[query] for part in search.neighbours), strict=True), start=1):
             if row >= 0:
                 beyond = "  (beyond the threshold)" if is_beyond(search.threshold, distance) else ""

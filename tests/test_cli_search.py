@@ -20,6 +20,7 @@ from lossopt.data.module import RetrievalData
 from lossopt.retrieval.foreign import read_vectors
 from lossopt.retrieval.index import NeighbourIndex
 from lossopt.retrieval.saved_index import load_index
+from lossopt.retrieval.verification import Threshold
 from lossopt.runs import images_like, load_run
 from lossopt.search import search_index
 
@@ -290,7 +291,8 @@ def test_the_same_file_and_what_is_beyond_the_threshold_are_marked(run, index, c
     threshold = float(distances[2:4].mean())
     manifest = run / "embeddings" / "test" / "manifest.json"
     content = json.loads(manifest.read_text())
-    content["provenance"]["threshold"] = {"value": threshold, "distance": "euclidean"}
+    kept = Threshold(threshold, None, None, 0.01, 0.9, 0.01, "euclidean", True, 1_000)
+    content["provenance"]["threshold"] = kept.as_json()
     manifest.write_text(json.dumps(content))
     said(capsys, "index", "build", run / "embeddings" / "test")
     text = said(capsys, "search", index, table.paths[0], "--k", 6, "--html", tmp_path / "page.html")
@@ -298,6 +300,8 @@ def test_the_same_file_and_what_is_beyond_the_threshold_are_marked(run, index, c
     page = Page(tmp_path / "page.html")
     assert page.text.count("this very file") == 1 and page.text.count("beyond the threshold") == 3
     assert [value for tag, name, value in page.attributes if (tag, name) == ("li", "class")] == ["beyond"] * 3
+    content["provenance"]["threshold"]["value"] = 1e-9
+    manifest.write_text(json.dumps(content))
     said(capsys, "index", "build", run / "embeddings" / "test", "--distance", "cosine")
     text = said(capsys, "search", index, table.paths[0], "--k", 6)
     assert len(answers(text)) == 6 and "beyond" not in text  # it was chosen for another distance

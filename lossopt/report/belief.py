@@ -56,18 +56,9 @@ def withheld(findings: Findings) -> Withheld | None:
             list(collapse.reasons),
             _ADVICE,
         )
-    if reasons := _trivial(findings):
-        return Withheld("The task is trivial:", reasons, "Evaluate on more classes, and on more images of each.")
+    if reasons := findings.result.trivial:
+        return Withheld("The task is trivial:", list(reasons), "Evaluate on more classes, and on more images of each.")
     return None
-
-
-def _trivial(findings: Findings) -> list[str]:
-    result, reasons = findings.result, []
-    if result.classes == 1:
-        reasons.append("The gallery holds a single class, so that whatever is found is right.")
-    if int(result.candidates.max()) < 2:
-        reasons.append("A query has a single image to choose from.")
-    return reasons
 
 
 def checks(findings: Findings, class_disjoint: bool | None) -> list[Check]:
@@ -79,8 +70,8 @@ def checks(findings: Findings, class_disjoint: bool | None) -> list[Check]:
     """
     found = [_spread(findings), _interval(findings), _unseen(class_disjoint), _left_out(findings), _ties(findings)]
     found += [_precision(findings), _suspects(findings)]
-    if trivial := _trivial(findings):
-        found.insert(0, Check("bad", "The task is not trivial", "trivial", " ".join(trivial)))
+    if trivial := findings.result.trivial:
+        found.insert(0, Check("bad", "The task is not trivial", "trivial", "; ".join(trivial).capitalize() + "."))
     return found
 
 

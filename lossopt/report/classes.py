@@ -146,12 +146,14 @@ class PairCards(NamedTuple):
 
 def pair_cards(findings: Findings, album: Album) -> PairCards:
     """The pairs of classes that queries mistake for each other most often, each with two examples."""
-    pairs, names = findings.confusions.pairs[:_PAIRS], findings.vectors.class_names
+    pairs, names, labels = findings.confusions.pairs[:_PAIRS], findings.vectors.class_names, findings.vectors.labels
     if not pairs:
         return PairCards("No query met a wrong image before it had found all that it could.", [])
     cards = []
     for pair in pairs:
-        examples = [(album.shown(query), album.shown(found, False)) for query, found in pair.examples[:2]]
+        forth = [rows for rows in pair.examples if labels[rows[0]] == pair.first]
+        back = [rows for rows in pair.examples if labels[rows[0]] != pair.first]
+        examples = [(album.shown(query), album.shown(found, False)) for query, found in (forth + back)[:2]]
         first, second = without_paths(names[pair.first]), without_paths(names[pair.second])
         words = f"{pair.first_as_second} times, the other way {pair.second_as_first}; {pair.queries} queries of both"
         cards.append(PairCard(first, second, words, examples))

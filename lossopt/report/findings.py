@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from lossopt.errors import EvaluationError
 from lossopt.report.embedding_map import EmbeddingMap, map_embedding
@@ -148,13 +149,13 @@ def examine(
     shown = {name: result.per_query[name] for name in (by, "map@r")}
     groups = None if vectors.groups is None else vectors.groups[rows]
     seen = None if trained_on is None else np.isin(vectors.class_names, list(trained_on))[labels].astype(np.int64)
-    both = seen is not None and len(np.unique(seen)) == 2
     curve, first_right = _curve(vectors, task, result, seed)
     listed = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_MOST_LISTED])
     near = nearest(vectors.vectors, task, rows[listed], _LISTED, distance)
     about = near, rows[listed], vectors.labels
     suspects, all_suspects = label_doubts(*about, result.relevant[listed], _MOST_SHOWN)
     verification, histograms, kept = _verified(vectors, task, distance, seed)
+    clustering, drawn = _drawn(vectors, task, distance, seed, with_umap)
     return Findings(
         vectors=vectors,
         task=task,
@@ -164,9 +165,9 @@ def examine(
         listed=listed,
         near=near,
         classes=breakdown(shown, labels, vectors.class_names, by),
-        groups=[] if groups is None else breakdown(shown, groups, vectors.group_names, by),
+        groups=_parted(shown, groups, vectors.group_names, by, 1),
         group_of_query=groups,
-        seen=breakdown(shown, seen, ("unseen", "seen"), by) if seen is not None and both else [],
+        seen=_parted(shown, seen, ("unseen", "seen"), by, 2),
         seen_of_query=seen,
         suspects=suspects,
         all_suspects=all_suspects,
@@ -175,10 +176,26 @@ def examine(
         verification=verification,
         histograms=histograms,
         kept=kept,
-        clustering=measure_clustering(vectors.vectors, task, distance, seed),
-        map=map_embedding(vectors.vectors, vectors.labels, distance, seed=seed, with_umap=with_umap),
+        clustering=clustering,
+        map=drawn,
         class_disjoint=None if seen is None else not seen.any(),
     )
+
+
+def _parted(
+    per_query: dict[str, np.ndarray], keys: np.ndarray | None, names: Sequence[str], by: str, fewest: int
+) -> list[Part]:
+    """A breakdown; empty without keys, or with fewer than `fewest` different ones."""
+    return [] if keys is None or len(np.unique(keys)) < fewest else breakdown(per_query, keys, names, by)
+
+
+def _drawn(
+    vectors: LabelledVectors, task: Task, distance: Distance, seed: int, with_umap: bool
+) -> tuple[Clustering, EmbeddingMap]:
+    # on one thread: beside other work, threads that wait for each other take ten times as long as one
+    with threadpool_limits(1):
+        clustering = measure_clustering(vectors.vectors, task, distance, seed)
+        return clustering, map_embedding(vectors.vectors, vectors.labels, distance, seed=seed, with_umap=with_umap)
 
 
 def _curve(

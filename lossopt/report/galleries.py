@@ -84,7 +84,7 @@ def choose_queries(score: np.ndarray, label: np.ndarray, reciprocal_rank: np.nda
     worst = _varied(ascending, label, count)
     best = _varied(descending[~np.isin(descending, worst)], label, count)
     taken = np.concatenate([worst, best])
-    missed = descending[np.isclose(reciprocal_rank[descending], 0.5) ]
+    missed = descending[np.isclose(reciprocal_rank[descending], 0.5) & ~np.isin(descending, taken)]
     near = _varied(missed, label, count)
     rest = ascending[~np.isin(ascending, np.concatenate([taken, near]))]
     from_middle = rest[np.argsort(np.abs(np.arange(len(rest)) - (len(rest) - 1) / 2), kind="stable")]

@@ -221,7 +221,7 @@ def _run_subject(record: RunRecord, splits: Splits) -> Subject:
         name=record.name,
         where="on the test split",
         checkpoint="best checkpoint" + ("" if record.best is None else f", epoch {record.best.epoch}"),
-        description=without_paths(splits.description),
+        description=splits.description,
         class_disjoint=splits.class_disjoint,
         repeat=Repeat(
             ["lossopt train --config config.yaml"],
@@ -244,7 +244,7 @@ def _vectors_subject(findings: Findings, name: str) -> Subject:
         name=name,
         where=f"on the {split} split" if split else "on these vectors",
         checkpoint=f"checkpoint {without_paths(str(checkpoint))}" if checkpoint else "",
-        description=without_paths(str(given.get("data") or "")),
+        description=str(given.get("data") or ""),
         class_disjoint=findings.class_disjoint,
         repeat=Repeat(
             [f"lossopt report VECTORS --ks {ks} --distance {result.distance}{rule}"],

@@ -11,10 +11,12 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from lossopt.errors import EvaluationError
 from lossopt.retrieval import kernels
@@ -251,11 +253,37 @@ class _Counting:
                     self._count_tile(chunk, some[part][rows], queries.some(rows), items, first, product, exact)
 
     def _count_square(self, chunk: _Chunk) -> None:
-        """Queries are the gallery: a product of two blocks counts for the rows and, transposed, for the columns."""
+        """Queries are the gallery: a product of two blocks counts for the rows and, transposed, for the columns.
+
+        Each thread takes rows of blocks, with counts of its own and a product on one core: threads of the matrix
+        library that wait for the next product would take the time of those that count.
+        """
+        tops = range(0, len(self.gallery), _SQUARE)
+        turns = [number % (2 * self.threads) for number in range(len(tops))]  # there and back: later rows are shorter
+        shares = [
+            [top for top, turn in zip(tops, turns, strict=True) if min(turn, 2 * self.threads - 1 - turn) == thread]
+            for thread in range(self.threads)
+        ]
+        with threadpool_limits(1, user_api="blas"):
+            for part in list(self.pool.map(lambda share: self._count_rows(chunk, share), shares)):
+                chunk.below += part.below
+                chunk.equal += part.equal
+                chunk.doubtful |= part.doubtful
+
+    def _count_rows(self, chunk: _Chunk, tops: list[int]) -> _Chunk:
+        """The counts of some rows of blocks, and of the columns that they serve, beginning at 0."""
+        alone = copy(self)
+        alone.threads = 1
+        part = replace(
+            chunk,
+            below=np.zeros_like(chunk.below),
+            equal=np.zeros_like(chunk.equal),
+            doubtful=np.zeros_like(chunk.doubtful),
+        )
         place = np.full(len(self.embeddings), -1)
         place[self.task.query_rows[chunk.positions]] = np.arange(len(chunk.positions))
         memory = np.empty((2, _SQUARE * _SQUARE), dtype=np.float32)
-        for top in range(0, len(self.gallery), _SQUARE):
+        for top in tops:
             above = self._block(self.gallery[top : top + _SQUARE], _FLOAT32)
             for left in range(top, len(self.gallery), _SQUARE):
                 beside = above if left == top else self._block(self.gallery[left : left + _SQUARE], _FLOAT32)
@@ -263,10 +291,11 @@ class _Counting:
                 product, turned = memory[:, : shape[0] * shape[1]]
                 product, turned = product.reshape(shape), turned.reshape(shape[::-1])
                 np.matmul(above.near, beside.near.T, out=product)
-                self._count_tile(chunk, place[above.rows], above, beside, left, product)
+                alone._count_tile(part, place[above.rows], above, beside, left, product)
                 if left != top:
-                    self._spread(shape[1], kernels.transpose, product, turned)
-                    self._count_tile(chunk, place[beside.rows], beside, above, top, turned)
+                    kernels.transpose(0, shape[1], product, turned)
+                    alone._count_tile(part, place[beside.rows], beside, above, top, turned)
+        return part
 
     def _count_tile(
         self,
@@ -351,6 +380,9 @@ def _lengths(embeddings: np.ndarray, distance: Distance, task: Task | None) -> n
             f"{len(bad)} of {n} embeddings are NaN or infinite, first rows: {bad[:10].tolist()}. "
             "No number is given for them; look at the images of these rows, or at the training for divergence."
         )
+    small = np.flatnonzero(used & (squares < 1e-290))
+    if len(small) and (distance == "cosine" or len(small) == used.sum()) and embeddings[small].any():
+        raise EvaluationError("Embeddings so small that squared distances underflow float64. Scale them up.")
     if distance == "euclidean":
         return np.ones(n)
     zero = np.flatnonzero(used & (squares == 0))

@@ -55,6 +55,16 @@ class RetrievalResult:
     candidates: np.ndarray = field(repr=False)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def trivial(self) -> tuple[str, ...]:
+        """Why any model would do well here, in words; empty where one would not."""
+        reasons = []
+        if self.classes == 1:
+            reasons.append("the gallery holds a single class, so that whatever is found is right")
+        if int(self.candidates.max()) < 2:
+            reasons.append("a query has a single image to choose from")
+        return tuple(reasons)
+
     def as_json(self) -> dict[str, Any]:
         """JSON types; without what is known of single queries."""
         arrays = ("per_query", "query_rows", "relevant", "candidates")
@@ -62,6 +72,12 @@ class RetrievalResult:
             "collapse": asdict(self.collapse),
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
         }
+
+
+def fitting_ks(task: Task) -> tuple[int, ...]:
+    """The usual cut-offs, as far as a query searches so many items."""
+    most = int(relevant_and_candidates(task)[1].max())
+    return tuple(k for k in KS if k <= most) or KS[:1]
 
 
 def evaluate_retrieval(
@@ -75,6 +91,7 @@ def evaluate_retrieval(
     groups: np.ndarray | None = None,
     exclude: Exclusion = "none",
     levels: np.ndarray | None = None,
+    resamples: int = 0,
 ) -> RetrievalResult:
     """Search every query row among the gallery rows; a row in both never finds itself (by row number, not by rank).
 
@@ -88,6 +105,7 @@ def evaluate_retrieval(
             shares its group: "same class" (items of its class), "all".
         levels: (n,) or (n, l) coarser labels, such as the alphabet of a character: NDCG gives an item one point for its
             class and one for each level that it shares with the query.
+        resamples: bootstrap draws of classes for the 95 % intervals (2,000 is usual); 0: no intervals.
 
     Raises:
         EvaluationError: NaN or infinite rows (named), zero rows under cosine, an empty gallery, no query with a
@@ -98,7 +116,7 @@ def evaluate_retrieval(
     if embeddings.ndim != 2 or not embeddings.shape[1]:
         raise EvaluationError(f"Embeddings must be an (n, d) array, got shape {embeddings.shape}.")
     task = make_task(len(embeddings), labels, query, gallery, groups, exclude)
-    return evaluate_task(embeddings, task, ks, distance, levels=levels)
+    return evaluate_task(embeddings, task, ks, distance, levels=levels, resamples=resamples)
 
 
 def evaluate_task(
@@ -245,11 +263,11 @@ def _refuse(task: Task, relevant: np.ndarray, candidates: np.ndarray, ks: tuple[
         raise EvaluationError(
             f"Every match of the {queries} queries is left out because it shares the query's group (exclude: "
             f"{task.exclude!r}, column: group, {len(np.unique(task.groups))} groups, {gallery} gallery images); "
-            f"without that rule {without} queries have a match. Check the group column, or evaluate with exclude: none."
+            f"without that rule {without} queries have a match. Check the groups, or leave nothing out (exclude: none)."
         )
     most = int(candidates[asked].max())
     if max(ks) > most:
-        raise EvaluationError(f"recall@{max(ks)} was asked for, but a query has {most} items to find. Lower k.")
+        raise EvaluationError(f"recall@{max(ks)} was asked for, but a query searches {most} items. Lower k.")
 
 
 def _levels(levels: np.ndarray | None, task: Task) -> list[np.ndarray]:

@@ -85,7 +85,7 @@ def average_precision(groups: HitGroups, cut: np.ndarray | None = None) -> np.nd
     """(q,) mean over relevant items of the precision at their rank; items beyond `cut` count 0. MAP, and MAP@R at R.
 
     Args:
-        groups: of the whole ranking, or of lists at least `cut` long.
+        groups: all of them: R is how many relevant items they hold.
         cut: (q,) ranks that count; None: all.
 
     Source: Musgrave, Belongie & Lim 2020, A Metric Learning Reality Check, section 4.3 (MAP@R, cut = R).

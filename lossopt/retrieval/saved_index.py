@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lossopt import __version__
-from lossopt.durable import folder_lock, replaced_together
+from lossopt.durable import digest_of, folder_lock, replaced_together
 from lossopt.errors import ConfigError, DataError
 from lossopt.retrieval.factory import FLAT, keeps_vectors
 from lossopt.retrieval.index import Distance, NeighbourIndex, threads
@@ -144,7 +144,7 @@ def save_index(folder: Path, saved: SavedIndex, run: Path | None = None) -> None
                 ROWS: {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()},
             }
             content = _described(saved, files)
-            content["sha256"] = _own_digest(content)
+            content["sha256"] = digest_of(content, _REPLACEABLE)
             content["run"] = None if run is None else os.path.relpath(run, folder)
             manifest.write(json.dumps(content, indent=1, allow_nan=False).encode())
 
@@ -159,7 +159,7 @@ def load_index(folder: Path) -> SavedIndex:
     content = _manifest(folder)
     try:
         distance, n, d, files = content["distance"], content["rows"], content["dimensions"], content["files"]
-        if content["sha256"] != _own_digest(content) or distance not in ("euclidean", "cosine"):
+        if content["sha256"] != digest_of(content, _REPLACEABLE) or distance not in ("euclidean", "cosine"):
             raise _damaged(folder / MANIFEST, "its entries are not those that were written")
         rows = _rows(folder / ROWS, files[ROWS])
         if (len(rows), _names_digest(rows)) != (n, content["names_sha256"]):
@@ -309,11 +309,6 @@ def _refuse_others(folder: Path) -> None:
             f"{folder} holds {' and '.join(there)} that `lossopt index build` has not written; they would be replaced. "
             "Choose another folder (--output)."
         )
-
-
-def _own_digest(content: Mapping[str, Any]) -> str:
-    kept = {name: value for name, value in content.items() if name not in _REPLACEABLE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _names_digest(rows: Rows) -> str:

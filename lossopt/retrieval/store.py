@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from lossopt import __version__
-from lossopt.durable import folder_lock, replaced_together, sha256
+from lossopt.durable import digest_of, folder_lock, replaced_together, sha256
 from lossopt.errors import ConfigError, DataError, EvaluationError
 from lossopt.retrieval.vectors import LabelledVectors, Rows, listed
 
@@ -63,7 +63,8 @@ def write_embeddings(
             files = {name: _fingerprint(file) for name, file in ((VECTORS, vectors_file), (ROWS, rows_file))}
             told = {**provenance, "normalised": sizes.normalised, "lossopt": __version__}
             content = {"kind": KIND, "format": FORMAT, "n": sizes.n, "d": sizes.d, "dtype": "float32"}
-            text = json.dumps({**content, "files": files, "provenance": told}, indent=1, allow_nan=False)
+            content |= {"files": files, "provenance": told}
+            text = json.dumps(content | {"sha256": digest_of(content)}, indent=1, allow_nan=False)
             manifest.write(text.encode())
     return read_embeddings(folder, verify=False)
 
@@ -88,6 +89,8 @@ def read_embeddings(folder: Path, verify: bool = True) -> LabelledVectors:
     try:
         n, d, dtype, files = manifest["n"], manifest["d"], manifest["dtype"], manifest["files"]
         provenance = dict(manifest["provenance"])
+        if manifest["sha256"] != digest_of(manifest):
+            raise ValueError("its sha256 is not that of its entries")
         for name in (VECTORS, ROWS):
             _compare(folder / name, int(files[name]["bytes"]), str(files[name]["sha256"]), verify)
     except (KeyError, TypeError, ValueError) as damage:

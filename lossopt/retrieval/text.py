@@ -19,16 +19,24 @@ MEANINGS = {
 
 def as_text(result: RetrievalResult) -> str:
     """Metrics in per cent, then everything that a reader needs to know what they mean."""
-    lines = [*_table(result), "", *_whole(result), "", *_measured(result), ""]
+    lines = [*_doubts(result), *_table(result), "", *_whole(result), "", *_measured(result), ""]
     lines += [f"{name + ('@k' if name in _BY_K else ''):<13}{meaning}" for name, meaning in MEANINGS.items()]
     if result.graded > 1:
         lines.append(f"ndcg counts {result.graded} levels: a point for the class, one for each coarser level shared")
     brackets = " In brackets: 95 % intervals over classes." if result.intervals else ""
     lines.append(f"Ties count as expected under random order.{brackets}")
-    if result.collapse.collapsed:
-        lines += ["", "DO NOT BELIEVE THESE FIGURES: " + "; ".join(result.collapse.reasons) + "."]
-        lines.append("Try a lower learning rate, a larger batch, or a miner that is less hard.")
     return "\n".join(lines)
+
+
+def _doubts(result: RetrievalResult) -> list[str]:
+    """What must be read before any figure."""
+    lines = []
+    if result.collapse.collapsed:
+        lines.append("DO NOT BELIEVE THESE FIGURES: " + "; ".join(result.collapse.reasons) + ".")
+        lines.append("A model in training: try a lower learning rate, a larger batch, or a miner that is less hard.")
+    if result.trivial:
+        lines.append("THESE FIGURES SAY NOTHING: " + "; ".join(result.trivial) + ".")
+    return [*lines, ""] if lines else []
 
 
 def _table(result: RetrievalResult) -> list[str]:

@@ -170,3 +170,10 @@ def test_headers_are_listed_up_to_ten_with_the_total(tmp_path: Path) -> None:
 def test_impossible_arguments_are_configuration_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="channels 1 or 3"):
         decode_image(tmp_path / "x.png", 8, 2)
+
+
+def test_without_a_size_the_short_side_stays_as_it_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert torch.equal(decode_image(tmp_path / "a.png", None, 1)[0], torch.from_numpy(pixels[:, 2:7]))
+    assert torch.equal(decode_image(tmp_path / "a.png", None, 1, (0, 1, 4, 5))[0], torch.from_numpy(pixels[1:5, :4]))

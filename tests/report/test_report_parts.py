@@ -11,17 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from lossopt.callbacks import rows_of
 from lossopt.data.dataset import InMemory, LabelledImages
 from lossopt.errors import ConfigError
 from lossopt.report.chart import LEFT, TOP, Series, density_chart, line_chart, round_numbers, share_chart
+from lossopt.report.classes import pair_cards
 from lossopt.report.embedding_map import draw_whole_classes, map_embedding
 from lossopt.report.findings import examine
-from lossopt.report.galleries import chance_of_recall, choose_queries, split_name
+from lossopt.report.galleries import Album, chance_of_recall, choose_queries, split_name
 from lossopt.report.logged import logged_galleries, logged_tables
 from lossopt.report.thumbnails import FilePictures, TablePictures, Thumbnails, sprite_sheet, thumbnail
 from lossopt.retrieval.evaluation import evaluate_vectors
 from lossopt.retrieval.vectors import Rows
-from lossopt.runs import rows_of
 from lossopt.tracking import finish, log_galleries, log_table, loggers, read_offline_run
 
 
@@ -300,6 +301,20 @@ def test_names_belong_to_their_classes_though_some_have_no_row():
     assert findings.class_disjoint is False
 
 
+def test_a_confused_pair_shows_first_what_its_words_say():
+    findings = examined(2.0)
+    cards = pair_cards(findings, Album(findings.vectors, Thumbnails(FilePictures(None)))).pairs
+    turned = 0
+    for card, pair in zip(cards, findings.confusions.pairs, strict=False):
+        names = [(asked.class_name, found.class_name) for asked, found in card.examples]
+        assert {*names} <= {(card.first, card.second), (card.second, card.first)}
+        assert names == sorted(names, key=lambda both: both[0] != card.first)
+        queries = [f"class {findings.vectors.labels[query]}" for query, _ in pair.examples[:2]]
+        turned += queries != [asked for asked, _ in names]
+    assert len(cards) == 12
+    assert turned
+
+
 def test_wandb_gets_the_tables_of_the_page(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
         monkeypatch.delenv(name)
@@ -307,7 +322,7 @@ def test_wandb_gets_the_tables_of_the_page(tmp_path, monkeypatch):
     labels = torch.arange(6).repeat_interleave(6)
     pixels = torch.randint(0, 256, (36, 3, 9, 9), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     names = [f"/home/alice/{row}.png" for row in range(36)]
-    table = LabelledImages(InMemory(pixels), labels, tuple(f"class {c}" for c in range(6)), names)
+    table = LabelledImages(InMemory(pixels), labels, tuple(f"/home/alice/{c}" for c in "abcdef"), names)
     pictures = TablePictures(table)
     vectors = rows_of(table).with_vectors(examined(1.5).vectors.vectors, {})
     findings = examine(vectors, evaluate_vectors(vectors, (1, 3)))
@@ -324,7 +339,8 @@ def test_wandb_gets_the_tables_of_the_page(tmp_path, monkeypatch):
     curve = read["test/recall_at_k"]
     assert curve["columns"] == ["k", "recall", "low", "high", "chance"]
     assert [row[:2] for row in curve["data"]] == [[point.k, point.value] for point in findings.curve]
-    assert [row[:2] for row in read["test/classes"]["data"]] == [[part.name, 6] for part in findings.classes]
+    classes = [[part.queries, *part.metrics.values()] for part in findings.classes]
+    assert [row[1:] for row in read["test/classes"]["data"]] == classes
     assert len(read["test/galleries"]["data"]) == 20
     first = read["test/confusions"]["data"][0]
     assert first[5]["_type"] == "image-file"

@@ -109,7 +109,7 @@ def check(seed, exclude, levels):
     task = make_task(len(labels), labels, query, gallery, groups, exclude)
     relevant, candidates = counting.relevant_and_candidates(task)
     if candidates[relevant > 0].max() < max(KS):
-        with pytest.raises(EvaluationError, match="was asked for, but a query has"):
+        with pytest.raises(EvaluationError, match="was asked for, but a query searches"):
             evaluate_retrieval(vectors, labels, query, gallery, KS, **call)
         return False
     found = measure_task(vectors, task, KS, levels=call["levels"])
@@ -332,7 +332,7 @@ def test_what_has_no_answer_is_refused():
         evaluate_retrieval(vectors, np.arange(50))
     with pytest.raises(EvaluationError, match="0 gallery images"):
         evaluate_retrieval(vectors, labels, gallery=np.zeros(50, dtype=bool))
-    with pytest.raises(EvaluationError, match=r"recall@50 was asked for, but a query has 49 items"):
+    with pytest.raises(EvaluationError, match=r"recall@50 was asked for, but a query searches 49 items"):
         evaluate_retrieval(vectors, labels, ks=(50,))
     with pytest.raises(EvaluationError, match="0 queries"):
         evaluate_retrieval(np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.int64))

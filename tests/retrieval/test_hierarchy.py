@@ -16,7 +16,7 @@ def test_two_classes_share_a_level_if_their_names_agree_that_far():
     assert levels[0, 1] == levels[1, 1] and len(set(levels[1:, 1])) == 5  # nothing else shares two levels
 
 
-@pytest.mark.parametrize("names", [("a", "b"), ("a/x", "b/y"), ()])
+@pytest.mark.parametrize("names", [("a", "b"), ("a/x", "b/y"), ("a/x", "a/y"), ()])
 def test_no_hierarchy_where_nothing_is_shared(names):
     assert coarser_levels(names) is None
 

@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 import pytest
 
+from lossopt.durable import digest_of
 from lossopt.errors import ConfigError, DataError, LossoptError
 from lossopt.retrieval import saved_index as module
 from lossopt.retrieval.index import NeighbourIndex
@@ -171,7 +172,7 @@ def forged(folder, changes):
     content = json.loads(path.read_text())
     for key, value in changes.items():
         content[key] = value
-    content["sha256"] = module._own_digest(content)
+    content["sha256"] = digest_of(content, module._REPLACEABLE)
     path.write_text(json.dumps(content))
 
 
