@@ -114,9 +114,8 @@ def as_text(search: Search) -> str:
     """For each query its neighbours: rank, distance, class, and path or name."""
     rows, lines = search.saved.rows, []
     width = max((len(rows.class_names[rows.labels[row]]) for row in _answered(search)), default=0)
-    width = max(width, len("class"))
     for query, name in enumerate(search.queries.names):
-        lines += [f"{name}", f"rank {'distance':>10}  {'class':<{width}}  image"]
+        lines.append(f"{name}")
         for rank, (distance, row) in enumerate(zip(*(part[query] for part in search.neighbours), strict=True), start=1):
             if row >= 0:
                 beyond = "  (beyond the threshold)" if is_beyond(search.threshold, distance) else ""

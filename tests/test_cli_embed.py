@@ -24,7 +24,7 @@ from lossopt.data.decode import decode_image
 from lossopt.data.folder import read_images
 from lossopt.data.module import RetrievalData, to_float
 from lossopt.data.scale import scale_images
-from lossopt.durable import sha256
+from lossopt.durable import digest_of, sha256
 from lossopt.encoders import Conv4
 from lossopt.errors import DataError, EvaluationError
 from lossopt.losses import TripletLoss
@@ -334,7 +334,7 @@ def test_the_distance_of_a_folder_is_its_own(run, capsys):
     folder = run / "embeddings" / "test"
     content = json.loads((folder / "manifest.json").read_text())
     content["provenance"]["distance"] = "cosine"
-    (folder / "manifest.json").write_text(json.dumps(content))
+    (folder / "manifest.json").write_text(json.dumps(content | {"sha256": digest_of(content)}))
     assert "cosine distance" in said(capsys, "evaluate", folder)
     assert "euclidean distance" in said(capsys, "evaluate", folder, "--distance", "euclidean")
 
@@ -353,8 +353,8 @@ def test_query_and_gallery_files_are_evaluated(vectors, capsys, tmp_path):
 
 def test_words_that_do_not_belong_are_refused(vectors, run, capsys, tmp_path):
     for words, message in (
-        ((run, "--labels", "x.npy"), "--labels and --query belong to vectors"),
-        ((run, "--query", "x.npy"), "--labels and --query belong to vectors"),
+        ((run, "--labels", "x.npy"), "--labels, --query and --train belong to vectors"),
+        ((run, "--query", "x.npy"), "--labels, --query and --train belong to vectors"),
         ((vectors, "--split", "test"), "belong to runs"),
         ((vectors, "--data.init_args.source.init_args.root=x"), "belong to runs"),
         ((vectors.with_suffix(".npy"),), None),

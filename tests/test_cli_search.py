@@ -17,6 +17,7 @@ from PIL import Image
 from lossopt.cli import main
 from lossopt.data import Digits, Omniglot
 from lossopt.data.module import RetrievalData
+from lossopt.durable import digest_of
 from lossopt.retrieval.foreign import read_vectors
 from lossopt.retrieval.index import NeighbourIndex
 from lossopt.retrieval.saved_index import load_index
@@ -293,7 +294,7 @@ def test_the_same_file_and_what_is_beyond_the_threshold_are_marked(run, index, c
     content = json.loads(manifest.read_text())
     kept = Threshold(threshold, None, None, 0.01, 0.9, 0.01, "euclidean", True, 1_000)
     content["provenance"]["threshold"] = kept.as_json()
-    manifest.write_text(json.dumps(content))
+    manifest.write_text(json.dumps(content | {"sha256": digest_of(content)}))
     said(capsys, "index", "build", run / "embeddings" / "test")
     text = said(capsys, "search", index, table.paths[0], "--k", 6, "--html", tmp_path / "page.html")
     assert [rest.endswith("(beyond the threshold)") for _, _, rest in answers(text)] == [False] * 3 + [True] * 3
@@ -301,7 +302,7 @@ def test_the_same_file_and_what_is_beyond_the_threshold_are_marked(run, index, c
     assert page.text.count("this very file") == 1 and page.text.count("beyond the threshold") == 3
     assert [value for tag, name, value in page.attributes if (tag, name) == ("li", "class")] == ["beyond"] * 3
     content["provenance"]["threshold"]["value"] = 1e-9
-    manifest.write_text(json.dumps(content))
+    manifest.write_text(json.dumps(content | {"sha256": digest_of(content)}))
     said(capsys, "index", "build", run / "embeddings" / "test", "--distance", "cosine")
     text = said(capsys, "search", index, table.paths[0], "--k", 6)
     assert len(answers(text)) == 6 and "beyond" not in text  # it was chosen for another distance

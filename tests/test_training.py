@@ -294,7 +294,7 @@ def test_validation_every_other_epoch_reports_the_figures_of_the_weights_it_keep
     assert not any(name.startswith("val/") for name in unseen.metrics)
     capsys.readouterr()
     assert main(["evaluate", str(folder), "--split", "validation"]) == 0
-    assert f"map@r     {100 * results['validation']['val/map@r']:6.2f} %" in capsys.readouterr().out
+    assert f"map@r        {100 * results['validation']['val/map@r']:.2f} %" in capsys.readouterr().out
 
 
 def test_one_validation_batch_is_one_batch():
@@ -323,7 +323,7 @@ def test_evaluate_takes_the_runs_own_settings_and_refuses_unknown_words(capsys):
     capsys.readouterr()
     assert main(["evaluate", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "recall@3" in said and "recall@2" not in said and "cosine distance" in said
+    assert "\n     3  " in said and "\n     2  " not in said and "cosine distance" in said
     with pytest.raises(SystemExit):
         main(["evaluate", str(folder), "--splitt", "test"])
     assert "unknown argument --splitt" in capsys.readouterr().err

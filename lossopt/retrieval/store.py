@@ -86,11 +86,11 @@ def read_embeddings(folder: Path, verify: bool = True) -> LabelledVectors:
         DataError: the folder is none, is unfinished or of a newer format, or its files are not those of the manifest.
     """
     manifest = _manifest(folder)
+    if manifest.get("sha256") != digest_of(manifest):
+        raise _damaged(folder / MANIFEST, "its entries are not those that were written")
     try:
         n, d, dtype, files = manifest["n"], manifest["d"], manifest["dtype"], manifest["files"]
         provenance = dict(manifest["provenance"])
-        if manifest["sha256"] != digest_of(manifest):
-            raise ValueError("its sha256 is not that of its entries")
         for name in (VECTORS, ROWS):
             _compare(folder / name, int(files[name]["bytes"]), str(files[name]["sha256"]), verify)
     except (KeyError, TypeError, ValueError) as damage:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lossopt.durable import folder_lock
+from lossopt.durable import digest_of, folder_lock
 from lossopt.errors import ConfigError, DataError, EvaluationError, LossoptError
 from lossopt.retrieval import store
 from lossopt.retrieval.store import read_embeddings, save_vectors, write_embeddings
@@ -290,7 +290,8 @@ def test_a_folder_that_cannot_be_made_is_an_answer(tmp_path):
 
 def manifest(folder, **changes):
     path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(content | {"sha256": digest_of(content)}))
 
 
 def vouch(folder, name):
@@ -317,7 +318,13 @@ def swapped(folder):
     (folder / "rows.json").write_bytes((folder.with_name("other") / "rows.json").read_bytes())
 
 
+def edited(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"normalised": false', '"normalised": true'))
+
+
 DAMAGE = {
+    "provenance edited": (edited, r"manifest\.json cannot be used: its entries are not those that were written"),
     "vectors truncated": (lambda f: cut(f, "vectors.npy", 500), r"vectors\.npy cannot be used: it has 500 bytes inst"),
     "vectors longer": (lambda f: cut(f, "vectors.npy", 10**6), r"it has 1,532 bytes instead of 1,528"),
     "bit flip in a vector": (lambda f: change(f, "vectors.npy", 700), r"its sha256 is not that of the manifest"),
