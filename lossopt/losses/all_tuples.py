@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-TupleKind = Literal["pairs", "triplets"]
+TupleKind = Literal["pairs", "triplets", "batch"]  # "batch": whole rows, whatever a miner would choose
 COLUMNS: dict[TupleKind, str] = {
+    "batch": "(all rows of the batch)",
     "pairs": "(anchor1, positive, anchor2, negative)",
     "triplets": "(anchor, positive, negative)",
 }
@@ -28,20 +29,29 @@ def _one_per_row(name: str, labels: Tensor | None, embeddings: Tensor) -> Tensor
 
 
 def label_pair(
-    embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
-) -> tuple[Tensor, Tensor, bool]:
-    """Labels of rows and of reference rows, on the embeddings' device, and whether both are the same rows.
+    embeddings: Tensor,
+    labels: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    own: int | None = None,
+) -> tuple[Tensor, Tensor, int | None]:
+    """Labels of rows and of reference rows, on the embeddings' device, and the column at which the rows begin there.
 
     Raises:
-        ValueError: labels are missing, or are not one per row.
+        ValueError: labels are missing, or are not one per row; `own` leaves no room for the rows.
     """
-    own = ref_emb is None or ref_emb is embeddings
     reference = embeddings if ref_emb is None else ref_emb
-    if own and ref_labels is None:
-        ref_labels = labels
+    if reference is embeddings:
+        own = 0
+        ref_labels = labels if ref_labels is None else ref_labels
     rows = _one_per_row("labels", labels, embeddings)
     columns = _one_per_row("ref_labels", ref_labels, reference)
-    return rows.to(embeddings.device), columns.to(embeddings.device), own
+    if own is not None and not 0 <= own <= len(reference) - len(embeddings):
+        raise ValueError(
+            f"own is {own}, but {len(embeddings)} rows cannot begin there among {len(reference)} reference rows."
+        )
+    labels = rows.to(embeddings.device)
+    return labels, (labels if columns is rows else columns.to(embeddings.device)), own
 
 
 def shared_levels(labels: Tensor, ref_labels: Tensor) -> Tensor:
@@ -69,7 +79,8 @@ def same_and_different(
 
     A row is neither to itself, which is known only where the reference is absent or is `embeddings`.
     """
-    labels, ref_labels, own = label_pair(embeddings, labels, ref_emb, ref_labels)
+    labels, ref_labels, own_column = label_pair(embeddings, labels, ref_emb, ref_labels)
+    own = own_column is not None
     if labels.ndim != 1 or ref_labels.ndim != 1:
         raise ValueError(
             f"labels must be (rows,), got {tuple(labels.shape)}; for levels of labels use RankingHingeLoss."
@@ -113,6 +124,8 @@ def read_tuples(indices: Sequence[Tensor], needed: TupleKind, loss: str, device:
     Raises:
         ValueError: they are not of the kind `needed`; nothing is converted, for pairs fit many triplets.
     """
+    if needed == "batch":
+        raise ValueError(f"{loss} compares all rows of the batch and takes no indices; leave the miner out.")
     kinds: dict[int, TupleKind] = {3: "triplets", 4: "pairs"}
     given = kinds.get(len(indices))
     if given != needed:

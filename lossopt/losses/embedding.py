@@ -1,7 +1,7 @@
-"""Losses on distances between rows of a batch: pure functions of distances first, modules in the field's call below.
+"""What every loss on embeddings is, and the losses on pairs: pure functions of distances first, modules below.
 
 Any NaN or infinite row makes the loss NaN, also when no tuple touches that row. Letters: n rows, m reference rows (the
-batch itself, or a memory), d embedding, p pairs, t triplets.
+batch itself, or a memory), d embedding, b rows of a tile, p pairs.
 """
 
 import math
@@ -13,15 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossopt.losses.all_tuples import (
-    TupleKind,
-    graded_triplets,
-    label_pair,
-    read_tuples,
-    same_and_different,
-    shared_levels,
-)
+from lossopt.losses.all_tuples import TupleKind, label_pair, read_tuples
+from lossopt.losses.classes import Classes, ListedPairs, Relation
 from lossopt.losses.distances import Distance, distances_at, float32_or_wider, one_of
+from lossopt.losses.tiles import Comparison, Terms, Tile, total_over_tiles
 
 Reduction = Literal["mean", "mean_active"]
 
@@ -30,6 +25,119 @@ def positive_number(name: str, given: float, why: str) -> None:
     """Raise ValueError unless 0 < given < infinity."""
     if not 0 < given < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {given}: {why}.")
+
+
+class EmbeddingLoss(nn.Module, ABC):
+    """Interface of the losses: `loss_fn(embeddings, labels, indices_tuple)` gives a scalar, float32 or wider.
+
+    Without indices everything in the batch is compared, exactly, and nothing larger than a tile of rows is held. After
+    a call `tuple_count` is the number of tuples compared and `share_active` the share of them whose loss is not 0, both
+    0-dim, detached, on the device of the embeddings; NaN counts as active.
+    """
+
+    tuples: ClassVar[TupleKind]
+    share_active: Tensor
+    tuple_count: Tensor
+
+    def __init__(self, distance: Distance) -> None:
+        super().__init__()
+        one_of("distance", distance, Distance)
+        self.distance: Distance = distance
+        self.share_active = self.tuple_count = torch.zeros(())
+
+    @property
+    def collapsed_value(self) -> float | None:
+        """The loss of a network whose embeddings are all equal, where that is one known value."""
+        return None
+
+    @abstractmethod
+    def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
+        """Everything with everything: x (n, d), y (m, d)."""
+
+    @abstractmethod
+    def compare_listed(self, x: Tensor, y: Tensor, indices: tuple[Tensor, ...]) -> Terms:
+        """What a miner listed: anchors are rows of x, partners rows of y."""
+
+    def relation(self, labels: Tensor, ref_labels: Tensor, own: int | None) -> Relation:
+        """Who is whose positive and negative."""
+        for given in (labels, ref_labels):
+            if given.ndim != 1:
+                raise ValueError(
+                    f"labels must be (rows,), got {tuple(given.shape)}; for levels of labels use RankingHingeLoss."
+                )
+        return Classes(labels, ref_labels, own)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Sequence[Tensor] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        own: int | None = None,
+    ) -> Tensor:
+        """Mean loss, 0-dim; 0 with zero gradient where there is nothing to compare. Differentiable once.
+
+        Args:
+            embeddings: (n, d), any floating dtype.
+            labels: (n,) class of each row; may be None if indices are given.
+            indices_tuple: what a miner returned; None compares everything.
+            ref_emb: (m, d) rows that positives and negatives are taken from; None: the batch itself, no self-pairs.
+            ref_labels: (m,) their classes.
+            own: column of `ref_emb` at which the batch's own rows begin, so that no row is its own positive; None: they
+                are not in it. Of no meaning without `ref_emb`.
+
+        Raises:
+            ValueError: indices of the wrong kind, or labels that are missing or not one per row.
+        """
+        x, y = float32_or_wider(embeddings, ref_emb)
+        if indices_tuple is None:
+            labels, ref_labels, own = label_pair(embeddings, labels, ref_emb, ref_labels, own)
+            found = self.compare(x, y, self.relation(labels, ref_labels, own))
+        else:
+            indices = read_tuples(indices_tuple, self.tuples, type(self).__name__, embeddings.device)
+            found = self.compare_listed(x, y, indices)
+        self.tuple_count = found.tuples
+        self.share_active = (found.active / found.tuples.clamp(min=1)).float()
+        mean = found.total / found.divisor.clamp(min=1).to(found.total.dtype)
+        # Zero for finite rows, NaN for others: no bad row goes unseen, and an empty batch keeps its graph.
+        return mean + (x * 0).sum() + (0 if y is x else (y * 0).sum())
+
+
+def reduced(losses: Tensor, reduction: Reduction) -> Terms:
+    """Terms of one loss per tuple, (t,)."""
+    active = (losses.detach() != 0).sum()
+    tuples = torch.full_like(active, losses.numel())
+    return Terms(losses.sum(), active if reduction == "mean_active" else tuples, tuples, active)
+
+
+class PairLoss(EmbeddingLoss):
+    """Interface of losses over pairs: the mean over all pairs, positive and negative alike."""
+
+    tuples: ClassVar[TupleKind] = "pairs"
+
+    @abstractmethod
+    def per_pair(self, distance: Tensor, same: Tensor) -> Tensor:
+        """One loss per pair: distance and same (bool) of one shape; so is the answer."""
+
+    def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
+        """All ordered pairs."""
+
+        def terms(tile: Tile) -> Terms:
+            same = tile.same
+            compared = same | tile.different
+            losses = torch.where(compared, self.per_pair(tile.distances, same), 0)
+            count = compared.sum()
+            return Terms(losses.sum(), count, count, losses.detach().count_nonzero())
+
+        return total_over_tiles(Comparison(x, y, self.distance, relation), terms)
+
+    def compare_listed(self, x: Tensor, y: Tensor, indices: tuple[Tensor, ...]) -> Terms:
+        """Pairs (anchor1, positive) and (anchor2, negative)."""
+        anchor1, positive, anchor2, negative = indices
+        rows, columns = torch.cat((anchor1, anchor2)), torch.cat((positive, negative))
+        same = torch.arange(len(rows), device=rows.device) < len(anchor1)
+        return reduced(self.per_pair(distances_at(x, y, rows, columns, self.distance), same), "mean")
 
 
 def contrastive_loss(distance: Tensor, same: Tensor, margin: float) -> Tensor:
@@ -67,114 +175,6 @@ def cosine_embedding_loss(distance: Tensor, same: Tensor, margin: float) -> Tens
     return torch.where(same, distance, F.relu(1 - distance - margin))
 
 
-def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float) -> Tensor:
-    """max(0, d(a,p) - d(a,n) + margin): (t,), (t,) -> (t,), margin in the units of the distances.
-
-    Source: Schroff, Kalenichenko & Philbin 2015, CVPR, eq. 3 (squared distances there); with graded relevance instead
-    of classes it is the hinge of Wang et al. 2014, CVPR, eq. 3, whose gap g is the margin.
-    """
-    return F.relu(to_positive - to_negative + margin)
-
-
-def soft_margin_triplet_loss(to_positive: Tensor, to_negative: Tensor) -> Tensor:
-    """log(1 + exp(d(a,p) - d(a,n))), a hinge without a margin to tune: (t,), (t,) -> (t,); ln 2 when both are equal.
-
-    Source: Hermans, Beyer & Leibe 2017, arXiv:1703.07737, section 2.
-    """
-    return F.softplus(to_positive - to_negative)
-
-
-class EmbeddingLoss(nn.Module, ABC):
-    """Interface of the losses below: `loss_fn(embeddings, labels, indices_tuple)` gives a scalar, float32 or wider.
-
-    After a call `tuple_count` is the number of tuples compared and `share_active` (0-dim, detached, on the device of
-    the embeddings) the share of them whose loss is not 0; NaN counts as active.
-    """
-
-    tuples: ClassVar[TupleKind]
-    share_active: Tensor
-    tuple_count: int
-
-    def __init__(self, distance: Distance, reduction: Reduction) -> None:
-        super().__init__()
-        one_of("distance", distance, Distance)
-        one_of("reduction", reduction, Reduction)
-        self.distance: Distance = distance
-        self.reduction: Reduction = reduction
-        self.share_active = torch.zeros(())
-        self.tuple_count = 0
-
-    @abstractmethod
-    def every_tuple(
-        self, embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """All valid tuples of the batch."""
-
-    @abstractmethod
-    def per_tuple(self, x: Tensor, y: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
-        """One loss per tuple; anchors are rows of x (n, d), partners rows of y (m, d)."""
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        indices_tuple: Sequence[Tensor] | None = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Mean loss of the tuples, 0-dim; 0 with zero gradient where there are none.
-
-        Args:
-            embeddings: (n, d), any floating dtype.
-            labels: (n,) class of each row; may be None if indices are given.
-            indices_tuple: what a miner returned; None compares all valid tuples.
-            ref_emb: (m, d) rows that positives and negatives are taken from; None: the batch itself, no self-pairs.
-            ref_labels: (m,) their classes.
-
-        Raises:
-            ValueError: indices of the wrong kind, or labels that are missing or not one per row.
-        """
-        x, y = float32_or_wider(embeddings, ref_emb)
-        if indices_tuple is None:
-            indices = self.every_tuple(embeddings, labels, ref_emb, ref_labels)
-        else:
-            indices = read_tuples(indices_tuple, self.tuples, type(self).__name__, embeddings.device)
-        losses = self.per_tuple(x, y, indices)
-        active = (losses.detach() != 0).sum()
-        self.tuple_count = losses.numel()
-        self.share_active = active / max(self.tuple_count, 1)
-        mean = losses.sum() / (active.clamp(min=1) if self.reduction == "mean_active" else max(self.tuple_count, 1))
-        # Zero for finite rows, NaN for others: no bad row goes unseen, and an empty batch keeps its graph.
-        return mean + (x * 0).sum() + (0 if y is x else (y * 0).sum())
-
-
-class PairLoss(EmbeddingLoss):
-    """Interface of losses over pairs: the mean over all pairs, positive and negative alike."""
-
-    tuples: ClassVar[TupleKind] = "pairs"
-
-    def __init__(self, distance: Distance) -> None:
-        super().__init__(distance, "mean")
-
-    @abstractmethod
-    def per_pair(self, distance: Tensor, same: Tensor) -> Tensor:
-        """One loss per pair: distance (p,), same (p,) bool -> (p,)."""
-
-    def every_tuple(
-        self, embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """All ordered pairs (anchor1, positive, anchor2, negative)."""
-        same, different = same_and_different(embeddings, labels, ref_emb, ref_labels)
-        return (*same.nonzero(as_tuple=True), *different.nonzero(as_tuple=True))
-
-    def per_tuple(self, x: Tensor, y: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
-        """Positive pairs first, then negative ones."""
-        anchor1, positive, anchor2, negative = indices
-        rows, columns = torch.cat((anchor1, anchor2)), torch.cat((positive, negative))
-        same = torch.arange(len(rows), device=rows.device) < len(anchor1)
-        return self.per_pair(distances_at(x, y, rows, columns, self.distance), same)
-
-
 class ContrastiveLoss(PairLoss):
     """`contrastive_loss` on Euclidean distance; margin > 0 is how far apart different classes are pushed."""
 
@@ -184,7 +184,7 @@ class ContrastiveLoss(PairLoss):
         self.margin = margin
 
     def per_pair(self, distance: Tensor, same: Tensor) -> Tensor:
-        """(p,), (p,) -> (p,)."""
+        """See `PairLoss`."""
         return contrastive_loss(distance, same, self.margin)
 
 
@@ -197,7 +197,7 @@ class HingeEmbeddingLoss(PairLoss):
         self.margin = margin
 
     def per_pair(self, distance: Tensor, same: Tensor) -> Tensor:
-        """(p,), (p,) -> (p,)."""
+        """See `PairLoss`."""
         return hinge_embedding_loss(distance, same, self.margin)
 
 
@@ -213,81 +213,32 @@ class CosineEmbeddingLoss(PairLoss):
         self.margin = margin
 
     def per_pair(self, distance: Tensor, same: Tensor) -> Tensor:
-        """(p,), (p,) -> (p,)."""
+        """See `PairLoss`."""
         return cosine_embedding_loss(distance, same, self.margin)
 
 
-class TripletwiseLoss(EmbeddingLoss):
-    """Interface of losses over triplets; reduced over all of them, or over those not at 0 (`mean_active`)."""
+class RowLoss(EmbeddingLoss):
+    """Interface of losses that weigh an anchor's positives against its negatives: the mean over anchors.
 
-    tuples: ClassVar[TupleKind] = "triplets"
-
-    @abstractmethod
-    def per_triplet(self, to_positive: Tensor, to_negative: Tensor) -> Tensor:
-        """One loss per triplet from its two distances: (t,), (t,) -> (t,)."""
-
-    def every_tuple(
-        self, embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """All (anchor, positive, negative)."""
-        same, _ = same_and_different(embeddings, labels, ref_emb, ref_labels)
-        return graded_triplets(same, own=ref_emb is None or ref_emb is embeddings)
-
-    def per_tuple(self, x: Tensor, y: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
-        """(t,), in the order of the indices."""
-        anchor, positive, negative = indices
-        both = distances_at(x, y, anchor.repeat(2), torch.cat((positive, negative)), self.distance)
-        return self.per_triplet(*both.chunk(2))
-
-
-class TripletLoss(TripletwiseLoss):
-    """`triplet_loss`, margin > 0 in the units of `distance` (Euclidean between unit-length rows: 0 to 2)."""
-
-    def __init__(self, margin: float = 0.2, distance: Distance = "euclidean", reduction: Reduction = "mean") -> None:
-        super().__init__(distance, reduction)
-        positive_number(
-            "TripletLoss margin", margin, "equal distances, as in a collapsed network, would be good enough"
-        )
-        self.margin = margin
-
-    def per_triplet(self, to_positive: Tensor, to_negative: Tensor) -> Tensor:
-        """(t,), (t,) -> (t,)."""
-        return triplet_loss(to_positive, to_negative, self.margin)
-
-
-class SoftMarginTripletLoss(TripletwiseLoss):
-    """`soft_margin_triplet_loss`; nearly every triplet is active, so its `share_active` says little."""
-
-    def __init__(self, distance: Distance = "euclidean", reduction: Reduction = "mean") -> None:
-        super().__init__(distance, reduction)
-
-    def per_triplet(self, to_positive: Tensor, to_negative: Tensor) -> Tensor:
-        """(t,), (t,) -> (t,)."""
-        return soft_margin_triplet_loss(to_positive, to_negative)
-
-
-class RankingHingeLoss(TripletwiseLoss):
-    """Deep ranking: rows of higher relevance to the anchor must be nearer, by `gap`, than rows of lower relevance.
-
-    Labels are (n,) or (n, levels), coarse level first (alphabet, character); relevance is `shared_levels`, and every
-    (a, i, j) with r(a, i) > r(a, j) is compared. For relevance from elsewhere give
-    `graded_triplets(relevance, own=True)` as the indices.
-
-    Source: Wang et al. 2014, CVPR, "Learning fine-grained image similarity with deep ranking", eq. 3.
+    A miner's pairs say which positives and negatives an anchor has; without one it has all of them.
     """
 
-    def __init__(self, gap: float = 1.0, distance: Distance = "squared", reduction: Reduction = "mean") -> None:
-        super().__init__(distance, reduction)
-        positive_number("RankingHingeLoss gap", gap, "equal distances, as in a collapsed network, would be good enough")
-        self.gap = gap
+    tuples: ClassVar[TupleKind] = "pairs"
 
-    def every_tuple(
-        self, embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None, ref_labels: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """All (anchor, more relevant, less relevant)."""
-        labels, ref_labels, own = label_pair(embeddings, labels, ref_emb, ref_labels)
-        return graded_triplets(shared_levels(labels, ref_labels), own)
+    @abstractmethod
+    def per_anchor(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """(b,) loss of each anchor of the tile, 0 for those that do not count; (b,) bool: which do."""
 
-    def per_triplet(self, to_positive: Tensor, to_negative: Tensor) -> Tensor:
-        """(t,), (t,) -> (t,)."""
-        return triplet_loss(to_positive, to_negative, self.gap)
+    def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
+        """All anchors."""
+
+        def terms(tile: Tile) -> Terms:
+            losses, counted = self.per_anchor(tile)
+            count = counted.sum()
+            return Terms(losses.sum(), count, count, losses.detach().count_nonzero())
+
+        return total_over_tiles(Comparison(x, y, self.distance, relation), terms)
+
+    def compare_listed(self, x: Tensor, y: Tensor, indices: tuple[Tensor, ...]) -> Terms:
+        """The anchors of the listed pairs."""
+        return self.compare(x, y, ListedPairs(indices, len(y)))

@@ -16,9 +16,13 @@ from lossopt.losses import (
     RankingHingeLoss,
     SoftMarginTripletLoss,
     TripletLoss,
+    distances,
+    triplets,
 )
 from lossopt.losses.all_tuples import graded_triplets, shared_levels
-from lossopt.losses.distances import distance_matrix, paired_distance
+from lossopt.losses.classes import Classes
+from lossopt.losses.distances import DISTANCES, distances_at, paired_distance
+from lossopt.losses.tiles import Comparison
 
 BIG = 2**24
 LABELS = {
@@ -48,6 +52,8 @@ def apart(u, v, distance):
         if not u.any() or not v.any():
             return 1 + 0 * (u.sum() + v.sum())
         return 1 - (u @ v) / ((u @ u).sqrt() * (v @ v).sqrt())
+    if distance == "inner":
+        return -(u @ v)
     if torch.equal(u, v):
         return 0 * (u.sum() + v.sum())
     if distance == "manhattan":
@@ -82,7 +88,7 @@ def same_value_and_gradient(loss_fn, definition, x, labels):
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     got = loss_fn(ours, torch.tensor(labels, dtype=torch.int64))
     values = definition(theirs)
-    wanted = reduced(values, theirs, loss_fn.reduction)
+    wanted = reduced(values, theirs, getattr(loss_fn, "reduction", "mean"))
     got.backward()
     wanted.backward()
     torch.testing.assert_close(got, wanted)
@@ -130,10 +136,16 @@ def test_cosine_embedding(labels):
     same_value_and_gradient(CosineEmbeddingLoss(0.3), definition, x, labels)
 
 
+@pytest.fixture(params=[32, 0], ids=["each positive in turn", "search among positives"])
+def few(request, monkeypatch):
+    """Both ways of counting: compare with each positive, or search among them."""
+    monkeypatch.setattr(triplets, "_FEW", request.param)
+
+
 @CASES
 @pytest.mark.parametrize("reduction", ["mean", "mean_active"])
 @pytest.mark.parametrize("distance", ["euclidean", "squared", "cosine", "manhattan"])
-def test_triplet(labels, distance, reduction):
+def test_triplet(labels, distance, reduction, few):
     def definition(x):
         d = {(i, j): apart(x[i], x[j], distance) for i, j in pairs_of(labels)}
         return [positive_part(d[a, p] - d[a, n] + 0.75) for a, p, n in triplets_of(labels)]
@@ -142,6 +154,38 @@ def test_triplet(labels, distance, reduction):
     loss_fn = TripletLoss(0.75, distance, reduction)
     values = same_value_and_gradient(loss_fn, definition, x, labels)
     assert loss_fn.share_active == pytest.approx(sum(bool(v != 0) for v in values) / max(len(values), 1))
+
+
+@CASES
+@pytest.mark.parametrize("margin", [0.75, 1.0, 2.5])
+@pytest.mark.parametrize("select", ["semi-hard", "hard"])
+def test_selected_triplets(labels, select, margin, few):
+    """On whole numbers: a margin of 1 puts negatives on the edge, where the inequality is strict."""
+    wanted = {
+        "semi-hard": lambda positive, negative: positive < negative < positive + margin,
+        "hard": lambda positive, negative: negative <= positive,
+    }[select]
+
+    def definition(x):
+        d = {(i, j): apart(x[i], x[j], "squared") for i, j in pairs_of(labels)}
+        return [d[a, p] - d[a, n] + margin for a, p, n in triplets_of(labels) if wanted(d[a, p], d[a, n])]
+
+    same_value_and_gradient(TripletLoss(margin, "squared", select=select), definition, grid(len(labels)), labels)
+
+
+def test_many_positives_are_counted_as_few_are(monkeypatch):
+    """Two classes of 150: more positives than are compared one by one."""
+    x = torch.randint(-3, 4, (300, 5), generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+    labels = torch.arange(300) % 2
+    for select in ("all", "semi-hard", "hard"):
+        loss_fn = TripletLoss(2.5, "squared", "mean_active", select)
+        found = loss_fn(x, labels), loss_fn.tuple_count
+        (gradient,) = torch.autograd.grad(found[0], x)
+        with monkeypatch.context() as each:
+            each.setattr(triplets, "_FEW", 1000)
+            loss = loss_fn(x, labels)
+        torch.testing.assert_close((loss, loss_fn.tuple_count), found)
+        torch.testing.assert_close(torch.autograd.grad(loss, x)[0], gradient)
 
 
 @CASES
@@ -167,7 +211,7 @@ def relevance_by_definition(r, s):
 
 
 @pytest.mark.parametrize("labels", [LEVELS, *LABELS.values()])
-def test_ranking_hinge(labels):
+def test_ranking_hinge(labels, few):
     levels = [label if isinstance(label, list) else [label] for label in labels]
 
     def definition(x):
@@ -203,35 +247,69 @@ def test_graded_triplets_by_definition(own):
     assert len(found) == len(wanted)
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "squared", "cosine", "manhattan"])
-def test_distances_by_definition_in_both_forms(distance):
+def in_tiles(x, y, distance):
+    nobody = torch.zeros(len(x)), torch.ones(len(y))
+    return torch.cat([tile.distances for tile in Comparison(x, y, distance, Classes(*nobody, None)).tiles()])
+
+
+every_distance = pytest.mark.parametrize("distance", DISTANCES)
+
+
+@every_distance
+def test_distances_by_definition_in_all_forms(distance):
     x, y = grid(8), grid(6, seed=1)
     x[4] = y[5] = 0
     wanted = torch.stack([torch.stack([apart(u, v, distance) for v in y]) for u in x])
-    matrix = distance_matrix(x, y, distance)
-    torch.testing.assert_close(matrix, wanted)
+    torch.testing.assert_close(in_tiles(x, y, distance), wanted)
     rows, columns = torch.cartesian_prod(torch.arange(8), torch.arange(6)).unbind(1)
-    torch.testing.assert_close(paired_distance(x[rows], y[columns], distance), matrix.flatten())
-    assert (distance_matrix(x[:1], x[2:4], distance) == 0).all() or distance == "cosine"
+    torch.testing.assert_close(paired_distance(x[rows], y[columns], distance), wanted.flatten())
+    torch.testing.assert_close(distances_at(x, y, rows, columns, distance), wanted.flatten())
+    if distance in ("euclidean", "squared", "manhattan"):
+        assert (in_tiles(x[:1], x[2:4], distance) == 0).all()
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "squared", "cosine", "manhattan"])
+@every_distance
+def test_listed_distances_have_the_gradient_of_the_definition_in_any_parts(distance, monkeypatch):
+    monkeypatch.setattr(distances, "_CELLS", 9)  # three tuples at a time
+    x, y = grid(8).requires_grad_(), grid(6, seed=1).requires_grad_()
+    rows, columns = torch.tensor([0, 7, 0, 3, 3, 2, 0, 5]), torch.tensor([1, 1, 5, 0, 0, 4, 1, 2])
+    weight = torch.arange(1.0, 9).double()
+    found = torch.autograd.grad((distances_at(x, y, rows, columns, distance) * weight).sum(), (x, y))
+    wanted = torch.stack([apart(x[i], y[j], distance) for i, j in zip(rows, columns, strict=True)])
+    for one, other in zip(found, torch.autograd.grad((wanted * weight).sum(), (x, y)), strict=True):
+        torch.testing.assert_close(one, other)
+    assert distances_at(x, y, rows[:0], columns[:0], distance).shape == (0,)
+
+
+@every_distance
 def test_gradient_at_distance_zero_and_at_zero_rows_is_finite(distance):
     x = torch.zeros(4, 3)
     x[2:] = 1e3
-    for form in ("matrix", "pairs"):
-        leaf = x.clone().requires_grad_()
-        values = distance_matrix(leaf, leaf, distance) if form == "matrix" else paired_distance(leaf, leaf, distance)
-        values.diagonal().sum().backward() if form == "matrix" else values.sum().backward()
-        assert leaf.grad.isfinite().all()
-        assert (leaf.grad == 0).all()
+    leaf = x.clone().requires_grad_()
+    paired_distance(leaf, leaf, distance).sum().backward()
+    assert leaf.grad.isfinite().all()
+    assert distance == "inner" or (leaf.grad == 0).all()
 
 
 def test_near_duplicates_keep_their_distance_in_float32():
     x = torch.full((1, 64), 100.0)
     y = x.clone()
     y[0, 0] += 2**-7
-    assert distance_matrix(x, y, "euclidean").item() == pytest.approx(2**-7)
+    assert in_tiles(x, y, "euclidean").item() == pytest.approx(2**-7, rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [1e-2, 1e-4])
+def test_a_narrow_cone_in_float32_has_the_loss_and_gradient_of_float64(width):
+    """Nearly collapsed: |x|² - 2xy + |y|² in float32 would have no correct digit left."""
+    generator = torch.Generator().manual_seed(3)
+    centre = torch.nn.functional.normalize(torch.randn(1, 32, generator=generator))
+    x = centre + width * torch.randn(40, 32, generator=generator)
+    labels, exact = torch.arange(40) // 4, x.double().requires_grad_()
+    x.requires_grad_()
+    loss, wanted = TripletLoss(width)(x, labels), TripletLoss(width)(exact, labels)
+    torch.testing.assert_close(loss, wanted.float(), rtol=1e-4, atol=0)
+    (found,), (gradient,) = torch.autograd.grad(loss, x), torch.autograd.grad(wanted, exact)
+    torch.testing.assert_close(found, gradient.float(), rtol=0, atol=2e-3 * gradient.abs().max().item())
 
 
 LOSSES = [
@@ -376,7 +454,7 @@ def test_cosine_margin_is_a_cosine(bad):
 
 
 def test_unknown_words_are_answered_with_the_valid_ones():
-    with pytest.raises(ValueError, match="one of 'euclidean', 'squared', 'cosine', 'manhattan'; got 'l2'"):
+    with pytest.raises(ValueError, match="one of 'euclidean', 'squared', 'cosine', 'manhattan', 'inner'; got 'l2'"):
         TripletLoss(0.2, "l2")
     with pytest.raises(ValueError, match="reduction must be one of 'mean', 'mean_active'; got 'sum'"):
         TripletLoss(0.2, reduction="sum")

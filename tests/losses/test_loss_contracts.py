@@ -1,11 +1,13 @@
 """What every loss over tuples promises; they are found by inspection, so exporting a new one tests it."""
 
 import inspect
+import itertools
 
 import pytest
 import torch
 
 import lossopt.losses
+from lossopt.losses import tiles
 from lossopt.losses.embedding import EmbeddingLoss
 from lossopt.miners import BatchHardMiner, HardPairMiner
 
@@ -15,6 +17,7 @@ LOSSES = [
     if issubclass(member, EmbeddingLoss) and not inspect.isabstract(member)
 ]
 every_loss = pytest.mark.parametrize("make", LOSSES)
+takes_indices = pytest.mark.parametrize("make", [make for make in LOSSES if make.tuples != "batch"])
 MINERS = {"pairs": HardPairMiner, "triplets": BatchHardMiner}
 
 
@@ -63,36 +66,114 @@ def test_permuting_rows_permutes_the_gradient(make):
     torch.testing.assert_close(ours.grad[order], moved.grad)
 
 
+def listed(kind, labels):
+    """All pairs, or all triplets, of some labels, by definition."""
+    if kind == "triplets":
+        rows = itertools.permutations(range(len(labels)), 3)
+        found = [(a, p, n) for a, p, n in rows if labels[a] == labels[p] != labels[n]]
+        return torch.tensor(found).unbind(1)
+    pairs = list(itertools.permutations(range(len(labels)), 2))
+    same = torch.tensor([pair for pair in pairs if labels[pair[0]] == labels[pair[1]]])
+    different = torch.tensor([pair for pair in pairs if labels[pair[0]] != labels[pair[1]]])
+    return (*same.unbind(1), *different.unbind(1))
+
+
+def value_and_gradients(loss, *leaves):
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
+def same_numbers(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@takes_indices
+def test_everything_is_compared_once(make):
+    """Without indices a loss equals itself on all tuples typed out."""
+    x, labels = batch(torch.float64)
+    x.requires_grad_()
+    loss_fn, other = make(), make()
+    whole = value_and_gradients(loss_fn(x, labels), x)
+    same_numbers(whole, value_and_gradients(other(x, None, listed(make.tuples, labels.tolist())), x))
+    assert loss_fn.tuple_count == other.tuple_count
+    assert loss_fn.share_active == other.share_active
+
+
 @every_loss
-def test_every_row_of_the_class_is_compared_once(make):
-    """The all-tuples default equals the loss on its own tuples, which are valid and without duplicates."""
-    x, labels = batch()
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tiles_change_nothing(make, rows, monkeypatch):
+    x, labels = batch(torch.float64)
+    y, ref_labels = torch.cat((x.flip(0), x[:3])), torch.cat((labels.flip(0), labels[:3]))
+    x.requires_grad_(), y.requires_grad_()
     loss_fn = make()
-    indices = loss_fn.every_tuple(x, labels, None, None)
-    split = [indices] if make.tuples == "triplets" else [indices[:2], indices[2:]]
-    for columns in split:
-        rows = torch.stack(columns)
-        assert rows.dtype == torch.int64
-        assert rows.unique(dim=1).shape == rows.shape
-        assert all(len(set(row)) == len(row) for row in rows.T.tolist())
-    torch.testing.assert_close(loss_fn(x, labels), loss_fn(x, None, indices))
+    whole = value_and_gradients(loss_fn(x, labels), x)
+    against = value_and_gradients(loss_fn(x, labels, None, y, ref_labels), x, y)
+    counts = loss_fn.tuple_count, loss_fn.share_active
+    monkeypatch.setattr(tiles, "_CELLS_CPU", rows * len(y))
+    same_numbers(value_and_gradients(loss_fn(x, labels), x), whole)
+    same_numbers(value_and_gradients(loss_fn(x, labels, None, y, ref_labels), x, y), against)
+    assert (loss_fn.tuple_count, loss_fn.share_active) == counts
 
 
 @every_loss
+def test_rows_among_a_reference_are_not_their_own_positives(make):
+    """The batch followed by nothing is the batch; preceded by a memory, it is found where `own` says."""
+    x, labels = batch(torch.float64)
+    x.requires_grad_()
+    loss_fn = make()
+    whole = value_and_gradients(loss_fn(x, labels), x)
+    y = x.clone()
+    same_numbers(value_and_gradients(loss_fn(x, labels, None, y, labels, own=0), x), whole)
+    memory, kept = x.detach()[:4] + 1, labels[:4]
+    first = loss_fn(x, labels, None, torch.cat((x, memory)), torch.cat((labels, kept)), own=0)
+    last = loss_fn(x, labels, None, torch.cat((memory, x)), torch.cat((kept, labels)), own=4)
+    same_numbers(value_and_gradients(first, x), value_and_gradients(last, x))
+    with pytest.raises(ValueError, match="own is 5, but 10 rows cannot begin there among 14 reference rows"):
+        loss_fn(x, labels, None, torch.cat((memory, x)), torch.cat((kept, labels)), own=5)
+
+
+@every_loss
+def test_gradcheck_on_rows_and_reference(make):
+    generator = torch.Generator().manual_seed(5)
+    x, y = (torch.randn(n, 3, dtype=torch.float64, generator=generator, requires_grad=True) for n in (7, 5))
+    labels, ref_labels = torch.tensor([0, 1, 0, 2, 1, 0, 5]), torch.tensor([0, 1, 2, 0, 1])
+    loss_fn = make()
+    assert torch.autograd.gradcheck(lambda rows: loss_fn(rows, labels), (x,))
+    assert torch.autograd.gradcheck(lambda rows, refs: loss_fn(rows, labels, None, refs, ref_labels), (x, y))
+
+
+@every_loss
+def test_collapsed_embeddings_have_a_finite_gradient_and_the_value_that_is_told(make):
+    _, labels = batch()
+    x = torch.ones(10, 6, requires_grad=True)
+    loss_fn = make()
+    loss = loss_fn(x, labels)
+    loss.backward()
+    assert x.grad.isfinite().all()
+    assert loss_fn.collapsed_value is None or loss.item() == pytest.approx(loss_fn.collapsed_value, rel=1e-5)
+
+
+@takes_indices
 @pytest.mark.parametrize("rows", [0, 1, 10])
 def test_no_tuples_give_zero_with_zero_gradient(make, rows):
     x = batch()[0][:rows].clone().requires_grad_()
     loss_fn = make()
-    for loss in (
-        loss_fn(x, torch.zeros(rows, dtype=torch.int64), empty(make.tuples)),
-        loss_fn(x[:1], torch.ones(len(x[:1]))),
-    ):
-        x.grad = None
-        loss.backward()
-        assert loss == 0
-        assert (x.grad == 0).all()
-        assert loss_fn.tuple_count == 0
-        assert loss_fn.share_active == 0
+    loss_fn(x, torch.zeros(rows, dtype=torch.int64), empty(make.tuples)).backward()
+    assert (x.grad == 0).all()
+    assert loss_fn.tuple_count == 0
+    assert loss_fn.share_active == 0
+
+
+@every_loss
+@pytest.mark.parametrize("rows", [0, 1])
+def test_one_row_or_none_gives_zero_with_zero_gradient(make, rows):
+    x = batch()[0][:rows].clone().requires_grad_()
+    loss_fn = make()
+    loss = loss_fn(x, torch.ones(rows))
+    loss.backward()
+    assert loss == 0
+    assert (x.grad == 0).all()
+    assert loss_fn.tuple_count == 0
 
 
 @every_loss
@@ -101,10 +182,19 @@ def test_a_bad_row_is_never_dropped(make, bad):
     x, labels = batch()
     x[6, 2] = bad  # the row without a partner of its class
     assert make()(x, labels).isnan()
-    assert make()(x, labels, empty(make.tuples)).isnan()
-    assert make()(x, labels, MINERS[make.tuples]()(x, labels)).isnan()
     good = batch()[0]
-    assert make()(good, labels, empty(make.tuples), x, labels).isnan()
+    assert make()(good, labels, None, x, labels).isnan()
+    if make.tuples != "batch":
+        assert make()(x, labels, empty(make.tuples)).isnan()
+        assert make()(x, labels, MINERS[make.tuples]()(x, labels)).isnan()
+        assert make()(good, labels, empty(make.tuples), x, labels).isnan()
+
+
+@pytest.mark.parametrize("make", [make for make in LOSSES if make.tuples == "batch"])
+def test_losses_on_the_whole_batch_take_no_indices(make):
+    x, labels = batch()
+    with pytest.raises(ValueError, match=f"{make.__name__} compares all rows of the batch and takes no indices; leave"):
+        make()(x, labels, empty("triplets"))
 
 
 @every_loss

@@ -1,0 +1,247 @@
+"""A batch against its reference, a tile of rows at a time: no loss and no miner ever holds n x m numbers at once.
+
+A tile is made, looked at and dropped. A loss sees the distances of some anchors to all reference rows as a leaf of the
+graph, and what it does with them is differentiated there and then; the gradient goes straight to the embeddings.
+Letters: n rows (anchors), m reference rows, d embedding, b rows of a tile, p positives.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lossopt.losses.classes import Relation
+from lossopt.losses.distances import Distance, half_if_zero, unit_rows, wide
+
+_CELLS_CPU = 2**18  # numbers of a tile: several of them stay in the cache of a core
+_CELLS_DEVICE = 2**24  # ... and here they keep an accelerator busy
+_NOISE = 64  # last bits of |x|² + |y|² by which the square of a distance may be wrong
+
+
+class Tile(NamedTuple):
+    """Anchors start..stop with all reference rows.
+
+    distances: (b, m). relation: who is whose positive and negative, asked with the tile's rows.
+    """
+
+    start: int
+    stop: int
+    distances: Tensor
+    relation: Relation
+
+    @property
+    def same(self) -> Tensor:
+        """(b, m) bool: positives, an anchor itself not among them."""
+        return self.relation.same(self.start, self.stop)
+
+    @property
+    def different(self) -> Tensor:
+        """(b, m) bool: negatives."""
+        return self.relation.different(self.start, self.stop)
+
+    @property
+    def positives(self) -> tuple[Tensor, Tensor]:
+        """(b, p) int64 columns of the positives of each anchor, and (b, p) bool: which of these places are filled."""
+        return self.relation.positives(self.start, self.stop)
+
+
+class Comparison:
+    """n rows with m reference rows: their distances by tiles, and the way back from a tile's gradient to the rows.
+
+    Distances are rounded from one product in float64, so that near rows keep their distance and equal rows are at 0
+    (|x|² - 2xy + |y|² in float32 would lose both). Devices without float64 use float32.
+
+    Args:
+        x: (n, d) float32 or wider.
+        y: (m, d) of the same dtype; x itself if the batch is its own reference.
+        distance: how far apart two rows are; see `Distance`.
+        relation: who is compared with whom.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, distance: Distance, relation: Relation) -> None:
+        self.own_reference = y is x
+        if distance == "cosine":
+            x, y = (unit_rows(x), unit_rows(y)) if y is not x else (unit_rows(x),) * 2
+        self.x, self.y, self.distance, self.relation = x, y, distance, relation
+
+    @property
+    def rows_per_tile(self) -> int:
+        """b."""
+        cells = _CELLS_CPU if self.x.device.type == "cpu" else _CELLS_DEVICE
+        return max(1, cells // max(1, len(self.y)))
+
+    @cached_property
+    def _wide_y(self) -> Tensor:
+        return wide(self.y.detach())
+
+    @cached_property
+    def _squares(self) -> tuple[Tensor, Tensor]:
+        """|x|², |y|²."""
+        y = self._wide_y.square().sum(1)
+        return (y if self.own_reference else wide(self.x.detach()).square().sum(1)), y
+
+    @cached_property
+    def _noise(self) -> Tensor:
+        of_x, of_y = self._squares
+        return ((of_x.amax() + of_y.amax()) * (_NOISE * torch.finfo(self._wide_y.dtype).eps)).to(self.x.dtype)
+
+    def distances(self, start: int, stop: int) -> Tensor:
+        """(b, m) distances of rows start..stop, without gradient."""
+        x = self.x.detach()[start:stop]
+        if self.distance == "manhattan":
+            return torch.cdist(x, self.y.detach(), p=1.0)
+        if self.distance == "inner":
+            return torch.mm(wide(x), self._wide_y.T).neg_().to(x.dtype)
+        of_x, of_y = self._squares
+        squared = torch.addmm(of_y, wide(x), self._wide_y.T, alpha=-2).add_(of_x[start:stop, None]).to(x.dtype)
+        squared.mul_(squared > self._noise)  # a product keeps a NaN
+        if self.distance == "cosine":
+            return squared.div_(2).add_(half_if_zero(x)[:, None]).add_(half_if_zero(self.y.detach()))
+        return squared if self.distance == "squared" else squared.sqrt_()
+
+    def tiles(self) -> Iterator[Tile]:
+        """All rows, in order."""
+        for start in range(0, len(self.x), self.rows_per_tile):
+            stop = min(start + self.rows_per_tile, len(self.x))
+            yield Tile(start, stop, self.distances(start, stop), self.relation)
+
+
+class _Gradient:
+    """Adds up the gradient of the rows, tile by tile; that of reference rows goes to `of_x` where they are the rows."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        self.x, self.y = comparison.x.detach(), comparison.y.detach()
+        self.of_x = torch.zeros_like(self.x)
+        self.of_y = self.of_x if comparison.own_reference else torch.zeros_like(self.y)
+        self.weight_of_y = self.y.new_zeros(len(self.y), 1)
+
+    def add(self, tile: Tile, weight: Tensor) -> None:
+        """weight: (b, m) derivative of the loss with respect to the tile's distances; it is overwritten."""
+        rows, distance = slice(tile.start, tile.stop), self.comparison.distance
+        x = self.x[rows]
+        if distance == "manhattan":
+            self._add_manhattan(rows, weight)
+            return
+        if distance == "euclidean":
+            weight = weight.div_(tile.distances.detach()).masked_fill_(tile.distances.detach() == 0, 0)
+        elif distance == "squared":
+            weight = weight.mul_(2)
+        self.of_x[rows].addmm_(weight, self.y, alpha=-1)
+        self.of_y.addmm_(weight.T, x, alpha=-1)
+        if distance not in ("inner", "cosine"):  # there the rows' own direction has no part in it
+            self.of_x[rows].addcmul_(x, weight.sum(1, keepdim=True))
+            self.weight_of_y.add_(weight.sum(0)[:, None])
+
+    def _add_manhattan(self, rows: slice, weight: Tensor) -> None:
+        with torch.enable_grad():
+            x, y = self.x[rows].clone().requires_grad_(), self.y.clone().requires_grad_()
+            of_x, of_y = torch.autograd.grad(torch.cdist(x, y, p=1.0), (x, y), weight)
+        self.of_x[rows].add_(of_x)
+        self.of_y.add_(of_y)
+
+    def finish(self) -> tuple[Tensor, Tensor | None]:
+        """(n, d), and (m, d) or None where the rows are their own reference."""
+        self.of_y.addcmul_(self.y, self.weight_of_y)
+        return self.of_x, (None if self.comparison.own_reference else self.of_y)
+
+
+class Terms(NamedTuple):
+    """What a tile adds to a loss, 0-dim each: the total is divided by the divisor when all tiles are in.
+
+    total: differentiable. tuples: how many were compared. active: how many of them do not have a loss of 0.
+    """
+
+    total: Tensor
+    divisor: Tensor
+    tuples: Tensor
+    active: Tensor
+
+
+class _Total(torch.autograd.Function):
+    """Sum of a tile-wise loss; its gradient is worked out on the way, so that a tile is visited once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor | None, comparison: Comparison, terms: Callable[[Tile], Terms]
+    ) -> tuple[Tensor, ...]:
+        sums = x.new_zeros(4, dtype=wide(x[:0]).dtype)
+        gradient = _Gradient(comparison) if any(ctx.needs_input_grad) else None
+        for tile in comparison.tiles():
+            if gradient is None:
+                sums += torch.stack([part.to(sums.dtype) for part in terms(tile)])
+                continue
+            with torch.enable_grad():
+                tile.distances.requires_grad_()
+                found = terms(tile)
+                weight = _gradient_of(found.total, tile.distances)
+            sums += torch.stack([part.detach().to(sums.dtype) for part in found])
+            gradient.add(tile, weight)
+        if gradient is not None:
+            ctx.save_for_backward(*gradient.finish())
+        total, divisor, tuples, active = sums.unbind()
+        ctx.mark_non_differentiable(divisor, tuples, active)
+        return total.clone(), divisor, tuples, active
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        of_x, of_y = ctx.saved_tensors
+        scale = of_total.to(of_x.dtype)
+        return of_x * scale, None if of_y is None else of_y * scale, None, None
+
+
+def _gradient_of(total: Tensor, distances: Tensor) -> Tensor:
+    if not total.requires_grad:  # a tile without anything to compare
+        return torch.zeros_like(distances)
+    (weight,) = torch.autograd.grad(total, distances)
+    return weight
+
+
+def total_over_tiles(comparison: Comparison, terms: Callable[[Tile], Terms]) -> Terms:
+    """`terms` of every tile, added up; `total` has its gradient with respect to the comparison's rows.
+
+    Differentiable once. Time is that of three matrix products and of `terms`; memory is the gradient and a few tiles.
+    """
+    y = None if comparison.own_reference else comparison.y
+    with torch.autocast(comparison.x.device.type, enabled=False):
+        total, divisor, tuples, active = _Total.apply(comparison.x, y, comparison, terms)
+    return Terms(total.to(comparison.x.dtype), divisor, tuples, active)
+
+
+class _PerRow(torch.autograd.Function):
+    """One or more numbers per row; tiles are visited again on the way back, when the numbers' gradients are known."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor | None, comparison: Comparison, values: Callable[[Tile], Tensor]
+    ) -> Tensor:
+        ctx.comparison, ctx.values = comparison, values
+        parts = [values(tile) for tile in comparison.tiles()]
+        return torch.cat(parts) if parts else x.new_zeros(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_values: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = _Gradient(ctx.comparison)
+        for tile in ctx.comparison.tiles():
+            with torch.enable_grad():
+                tile.distances.requires_grad_()
+                found = (ctx.values(tile) * of_values[tile.start : tile.stop]).sum()
+                weight = _gradient_of(found, tile.distances)
+            gradient.add(tile, weight)
+        return (*gradient.finish(), None, None)
+
+
+def per_row(comparison: Comparison, values: Callable[[Tile], Tensor]) -> Tensor:
+    """`values` of every tile, (b,) or (b, s), joined to (n,) or (n, s); for losses that combine rows with each other.
+
+    Differentiable once, at the price of a second visit to the tiles.
+    """
+    y = None if comparison.own_reference else comparison.y
+    with torch.autocast(comparison.x.device.type, enabled=False):
+        found: Tensor = _PerRow.apply(comparison.x, y, comparison, values)
+    return found
