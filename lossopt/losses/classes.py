@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+NEVER = -1e30  # a score that no comparison reaches: finite, so that a row without any has finite gradients
+
 
 class Relation(Protocol):
     """What a tile asks."""
@@ -25,6 +27,14 @@ class Relation(Protocol):
         """(b, p) int64 columns of the positives, and (b, p) bool: which of these places are filled."""
         ...
 
+    def keep_different(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """Scores (b, m), changed in place: `NEVER`, or so, wherever there is no negative."""
+        ...
+
+    def keep_compared(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """Scores (b, m), changed in place: `NEVER` where there is neither a positive nor a negative."""
+        ...
+
 
 class Classes:
     """Positives share the label, negatives do not.
@@ -36,21 +46,30 @@ class Classes:
     """
 
     def __init__(self, labels: Tensor, ref_labels: Tensor, own: int | None) -> None:
-        self.own = own
-        if labels is ref_labels:
-            _, self.ids = torch.unique(labels, return_inverse=True)
-            self.ref_ids = self.ids
-        else:
-            _, both = torch.unique(torch.cat((labels, ref_labels)), return_inverse=True)
-            self.ids, self.ref_ids = both.split((len(labels), len(ref_labels)))
-        self._narrow = [ids.to(torch.int32) for ids in (self.ids, self.ref_ids)]  # compared n x m times
+        self.labels, self.ref_labels, self.own = labels, ref_labels, own
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Columns in the order of their class; where that of each row begins, and how many it has (n,)."""
-        order = self.ref_ids.argsort(stable=True)
-        size = torch.bincount(self.ref_ids, minlength=int(self.ids.max()) + 1 if len(self.ids) else 0)
-        return order, (size.cumsum(0) - size)[self.ids], size[self.ids]
+        """Columns in the order of their labels; where those of each row's class begin, and how many they are (n,)."""
+        ascending, order = self.ref_labels.sort(stable=True)
+        first = torch.searchsorted(ascending, self.labels)
+        return order, first, torch.searchsorted(ascending, self.labels, right=True) - first
+
+    @cached_property
+    def _dense(self) -> tuple[Tensor, Tensor]:
+        _, both = torch.unique(torch.cat((self.labels, self.ref_labels)), return_inverse=True)
+        ids, ref_ids = both.split((len(self.labels), len(self.ref_labels)))
+        return ids, ref_ids
+
+    @property
+    def ids(self) -> Tensor:
+        """(n,) labels as 0, 1, 2, ... in their order."""
+        return self._dense[0]
+
+    @property
+    def ref_ids(self) -> Tensor:
+        """(m,) likewise."""
+        return self._dense[1]
 
     @property
     def positive_count(self) -> Tensor:
@@ -60,24 +79,22 @@ class Classes:
     @property
     def negative_count(self) -> Tensor:
         """(n,) int64: negatives of each row."""
-        return len(self.ref_ids) - self._by_class[2]
+        return len(self.ref_labels) - self._by_class[2]
 
     @cached_property
     def _most(self) -> int:
-        return int(self._by_class[2].max()) if len(self.ids) and len(self.ref_ids) else 0
+        return int(self._by_class[2].max()) if len(self.labels) and len(self.ref_labels) else 0
 
     def same(self, start: int, stop: int) -> Tensor:
         """See `Relation`."""
-        ids, ref_ids = self._narrow
-        found = ids[start:stop, None] == ref_ids
+        found = self.labels[start:stop, None] == self.ref_labels
         if self.own is not None:
             found[:, self.own + start : self.own + stop].fill_diagonal_(False)
         return found
 
     def different(self, start: int, stop: int) -> Tensor:
         """See `Relation`."""
-        ids, ref_ids = self._narrow
-        return ids[start:stop, None] != ref_ids
+        return self.labels[start:stop, None] != self.ref_labels
 
     def positives(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See `Relation`; by class, without a look at the m columns."""
@@ -88,6 +105,18 @@ class Classes:
         if self.own is not None:
             filled &= columns != torch.arange(self.own + start, self.own + stop, device=order.device)[:, None]
         return columns, filled
+
+    def keep_different(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """See `Relation`; few columns are touched, where a mask would go through all."""
+        columns, filled = self.positives(start, stop)
+        scores.scatter_add_(1, columns, torch.where(filled, torch.full_like(scores[:, :1], NEVER), 0))
+        return self.keep_compared(scores, start, stop)
+
+    def keep_compared(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """See `Relation`."""
+        if self.own is not None:
+            scores[:, self.own + start : self.own + stop].fill_diagonal_(NEVER)
+        return scores
 
 
 class ListedPairs:
@@ -123,6 +152,14 @@ class ListedPairs:
         most = int(same.sum(1).max()) if len(same) else 0
         filled, columns = same.to(torch.uint8).topk(most, dim=1)
         return columns, filled.bool()
+
+    def keep_different(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """See `Relation`."""
+        return scores.masked_fill_(~self.different(start, stop), NEVER)
+
+    def keep_compared(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """See `Relation`."""
+        return scores.masked_fill_(~(self.same(start, stop) | self.different(start, stop)), NEVER)
 
 
 def _by_anchor(anchor: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:

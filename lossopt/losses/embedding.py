@@ -99,9 +99,10 @@ class EmbeddingLoss(nn.Module, ABC):
             found = self.compare_listed(x, y, indices)
         self.tuple_count = found.tuples
         self.share_active = (found.active / found.tuples.clamp(min=1)).float()
-        mean = found.total / found.divisor.clamp(min=1).to(found.total.dtype)
-        # Zero for finite rows, NaN for others: no bad row goes unseen, and an empty batch keeps its graph.
-        return mean + (x * 0).sum() + (0 if y is x else (y * 0).sum())
+        mean = found.total / found.divisor.clamp(min=1)
+        # Zero for finite rows, NaN for others: no bad row goes unseen.
+        bad = x.detach().sum() * 0
+        return mean + (bad if y is x else bad + y.detach().sum() * 0)
 
 
 def reduced(losses: Tensor, reduction: Reduction) -> Terms:

@@ -14,11 +14,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lossopt.losses.classes import Relation
-from lossopt.losses.distances import Distance, half_if_zero, unit_rows, wide
+from lossopt.losses.distances import Distance, unit_rows, wide
 
 _CELLS_CPU = 2**18  # numbers of a tile: several of them stay in the cache of a core
 _CELLS_DEVICE = 2**24  # ... and here they keep an accelerator busy
 _NOISE = 64  # last bits of |x|² + |y|² by which the square of a distance may be wrong
+
+
+def _square(rows: Tensor) -> Tensor:
+    """|row|² of each row, without a copy of them all."""
+    return torch.einsum("nd,nd->n", rows, rows)
 
 
 class Tile(NamedTuple):
@@ -63,9 +68,10 @@ class Comparison:
 
     def __init__(self, x: Tensor, y: Tensor, distance: Distance, relation: Relation) -> None:
         self.own_reference = y is x
-        if distance == "cosine":
-            x, y = (unit_rows(x), unit_rows(y)) if y is not x else (unit_rows(x),) * 2
-        self.x, self.y, self.distance, self.relation = x, y, distance, relation
+        self.leaves = (x, None if y is x else y)  # what a gradient is asked for
+        self.x = unit_rows(x.detach()) if distance == "cosine" else x.detach()
+        self.y = self.x if y is x else unit_rows(y.detach()) if distance == "cosine" else y.detach()
+        self.distance, self.relation = distance, relation
 
     @property
     def rows_per_tile(self) -> int:
@@ -75,13 +81,19 @@ class Comparison:
 
     @cached_property
     def _wide_y(self) -> Tensor:
-        return wide(self.y.detach())
+        return wide(self.y)
 
     @cached_property
     def _squares(self) -> tuple[Tensor, Tensor]:
         """|x|², |y|²."""
-        y = self._wide_y.square().sum(1)
-        return (y if self.own_reference else wide(self.x.detach()).square().sum(1)), y
+        y = _square(self._wide_y)
+        return (y if self.own_reference else _square(wide(self.x))), y
+
+    @cached_property
+    def _zero_rows(self) -> tuple[Tensor, Tensor]:
+        """What the cosine distance of a zero row lacks: 1/2, and 0 for others; of x and of y."""
+        of_x, of_y = (((part < 0.5) / 2).to(self.x.dtype) for part in self._squares)
+        return of_x, of_y
 
     @cached_property
     def _noise(self) -> Tensor:
@@ -90,16 +102,17 @@ class Comparison:
 
     def distances(self, start: int, stop: int) -> Tensor:
         """(b, m) distances of rows start..stop, without gradient."""
-        x = self.x.detach()[start:stop]
+        x = self.x[start:stop]
         if self.distance == "manhattan":
-            return torch.cdist(x, self.y.detach(), p=1.0)
+            return torch.cdist(x, self.y, p=1.0)
         if self.distance == "inner":
             return torch.mm(wide(x), self._wide_y.T).neg_().to(x.dtype)
         of_x, of_y = self._squares
         squared = torch.addmm(of_y, wide(x), self._wide_y.T, alpha=-2).add_(of_x[start:stop, None]).to(x.dtype)
         squared.mul_(squared > self._noise)  # a product keeps a NaN
         if self.distance == "cosine":
-            return squared.div_(2).add_(half_if_zero(x)[:, None]).add_(half_if_zero(self.y.detach()))
+            of_x, of_y = self._zero_rows
+            return squared.div_(2).add_(of_x[start:stop, None]).add_(of_y)
         return squared if self.distance == "squared" else squared.sqrt_()
 
     def tiles(self) -> Iterator[Tile]:
@@ -114,7 +127,7 @@ class _Gradient:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        self.x, self.y = comparison.x.detach(), comparison.y.detach()
+        self.x, self.y = comparison.x, comparison.y
         self.of_x = torch.zeros_like(self.x)
         self.of_y = self.of_x if comparison.own_reference else torch.zeros_like(self.y)
         self.weight_of_y = self.y.new_zeros(len(self.y), 1)
@@ -146,7 +159,20 @@ class _Gradient:
     def finish(self) -> tuple[Tensor, Tensor | None]:
         """(n, d), and (m, d) or None where the rows are their own reference."""
         self.of_y.addcmul_(self.y, self.weight_of_y)
-        return self.of_x, (None if self.comparison.own_reference else self.of_y)
+        of_y = None if self.comparison.own_reference else self.of_y
+        if self.comparison.distance == "cosine":
+            x, y = self.comparison.leaves
+            _through_unit_rows(self.of_x, self.x, x)
+            if y is not None and of_y is not None:
+                _through_unit_rows(of_y, self.y, y)
+        return self.of_x, of_y
+
+
+def _through_unit_rows(gradient: Tensor, unit: Tensor, x: Tensor) -> None:
+    """Turns, in place, a gradient with respect to `unit_rows(x)` into one with respect to x."""
+    gradient.addcmul_(unit, torch.einsum("nd,nd->n", gradient, unit)[:, None], value=-1)
+    norm = torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True)
+    gradient.div_(norm.masked_fill_(norm == 0, 1))
 
 
 class Terms(NamedTuple):
@@ -168,30 +194,30 @@ class _Total(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, y: Tensor | None, comparison: Comparison, terms: Callable[[Tile], Terms]
     ) -> tuple[Tensor, ...]:
-        sums = x.new_zeros(4, dtype=wide(x[:0]).dtype)
+        sums: list[Tensor] = []
         gradient = _Gradient(comparison) if any(ctx.needs_input_grad) else None
         for tile in comparison.tiles():
             if gradient is None:
-                sums += torch.stack([part.to(sums.dtype) for part in terms(tile)])
-                continue
-            with torch.enable_grad():
-                tile.distances.requires_grad_()
                 found = terms(tile)
-                weight = _gradient_of(found.total, tile.distances)
-            sums += torch.stack([part.detach().to(sums.dtype) for part in found])
-            gradient.add(tile, weight)
+            else:
+                with torch.enable_grad():
+                    tile.distances.requires_grad_()
+                    found = terms(tile)
+                    weight = _gradient_of(found.total, tile.distances)
+                gradient.add(tile, weight)
+            parts = [wide(found.total.detach()), *found[1:]]
+            sums = [one + other for one, other in zip(sums, parts, strict=True)] if sums else parts
         if gradient is not None:
             ctx.save_for_backward(*gradient.finish())
-        total, divisor, tuples, active = sums.unbind()
+        total, divisor, tuples, active = sums or x.new_zeros(4).unbind()
         ctx.mark_non_differentiable(divisor, tuples, active)
-        return total.clone(), divisor, tuples, active
+        return total.to(x.dtype), divisor, tuples, active
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_y = ctx.saved_tensors
-        scale = of_total.to(of_x.dtype)
-        return of_x * scale, None if of_y is None else of_y * scale, None, None
+        return of_x * of_total, None if of_y is None else of_y * of_total, None, None
 
 
 def _gradient_of(total: Tensor, distances: Tensor) -> Tensor:
@@ -206,10 +232,8 @@ def total_over_tiles(comparison: Comparison, terms: Callable[[Tile], Terms]) -> 
 
     Differentiable once. Time is that of three matrix products and of `terms`; memory is the gradient and a few tiles.
     """
-    y = None if comparison.own_reference else comparison.y
     with torch.autocast(comparison.x.device.type, enabled=False):
-        total, divisor, tuples, active = _Total.apply(comparison.x, y, comparison, terms)
-    return Terms(total.to(comparison.x.dtype), divisor, tuples, active)
+        return Terms(*_Total.apply(*comparison.leaves, comparison, terms))
 
 
 class _PerRow(torch.autograd.Function):
@@ -241,7 +265,6 @@ def per_row(comparison: Comparison, values: Callable[[Tile], Tensor]) -> Tensor:
 
     Differentiable once, at the price of a second visit to the tiles.
     """
-    y = None if comparison.own_reference else comparison.y
     with torch.autocast(comparison.x.device.type, enabled=False):
-        found: Tensor = _PerRow.apply(comparison.x, y, comparison, values)
+        found: Tensor = _PerRow.apply(*comparison.leaves, comparison, values)
     return found

@@ -297,7 +297,7 @@ class RankingHingeLoss(TripletwiseLoss):
                 filled = None
                 if finer is not None:  # those that agree further are the positives of a finer level
                     columns, filled = level.positives(tile.start, tile.stop)
-                    filled &= finer.ref_ids[columns] != finer.ids[tile.start : tile.stop, None]
+                    filled &= finer.ref_labels[columns] != finer.labels[tile.start : tile.stop, None]
                 parts.append(self.hinge(tile, level, self.gap, "all", filled))
             return Terms(*(torch.stack(part).sum() for part in zip(*parts, strict=True)))
 
@@ -322,4 +322,4 @@ class Levels(Classes):
             _, ids = torch.unique(both[:, :depth], dim=0, return_inverse=True)
             self.levels.append(Classes(ids[: len(rows)], ids[len(rows) :], own))
         finest = self.levels[-1]
-        super().__init__(finest.ids, finest.ref_ids, own)
+        super().__init__(finest.labels, finest.ref_labels, own)
