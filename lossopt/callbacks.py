@@ -1,7 +1,9 @@
 """What watches a run: retrieval at every validation, the health of each step, and the guard in front of the weights."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,20 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
 
 from lossopt.data.dataset import Batch, LabelledImages
-from lossopt.errors import DataError, NonFiniteError
-from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.durable import write_text
+from lossopt.errors import DataError, LossoptError, NonFiniteError
+from lossopt.health import HEALTH, Bounds, Finding, HealthLog, Kind, Reading, Sign
+from lossopt.modules.embedding import EmbeddingNetwork, StepRecord
+from lossopt.modules.gather import all_rows
+from lossopt.retrieval.collapse import measure_shape
 from lossopt.retrieval.evaluation import KS, RetrievalResult, evaluate_vectors
 from lossopt.retrieval.index import Distance
 from lossopt.retrieval.task import Exclusion
 from lossopt.retrieval.text import as_line
 from lossopt.retrieval.vectors import Rows
+from lossopt.tracking import log_table
+
+_LOOKED_AT = 512  # rows of a batch that distances, spread and rank are measured on: a collapse shows in any
 
 
 class RetrievalAtValidation(Callback):
@@ -29,6 +38,7 @@ class RetrievalAtValidation(Callback):
         distance: "euclidean" or "cosine".
         exclude: what a query may not find because it shares its group.
         say: told a line of figures after every validation.
+        health: told when the embeddings of a trained network have collapsed.
     """
 
     def __init__(
@@ -37,8 +47,10 @@ class RetrievalAtValidation(Callback):
         distance: Distance = "euclidean",
         exclude: Exclusion = "none",
         say: Callable[[str], None] = lambda line: None,
+        health: "TrainingHealth | None" = None,
     ) -> None:
         self.ks, self.distance, self.exclude, self.say = tuple(ks), distance, exclude, say
+        self.health = health
         self._parts: list[Tensor] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,22 +70,34 @@ class RetrievalAtValidation(Callback):
         self._parts.append(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures, and logs under the keys that reports and checkpoints use."""
-        if trainer.sanity_checking or not self._parts:
+        """Measures, and logs under the keys that reports and checkpoints use.
+
+        With several processes the first one measures for all: their batch norms differ, and a schedule or an early stop
+        that looks at a figure must see the same one everywhere.
+        """
+        parts, self._parts = self._parts, []
+        if trainer.sanity_checking or not parts:
             return
-        table: LabelledImages = trainer.datamodule.splits.validation  # type: ignore[attr-defined]
-        embeddings = torch.cat(self._parts).float().cpu().numpy()
-        self._parts = []
-        if len(embeddings) < len(table):  # limit_val_batches, fast_dev_run: a part of the table
-            table = table.select(torch.arange(len(embeddings)))
-        found = evaluate_table(embeddings, table, self.ks, self.distance, self.exclude)
-        logged = {f"val/{name}": value for name, value in found.metrics.items()}
-        logged |= {"val/effective_rank": found.collapse.effective_rank, "val/spread": found.collapse.spread}
+        logged = trainer.strategy.broadcast(self._measured(trainer, parts) if trainer.is_global_zero else {})
         epoch = epochs_done(trainer)
         self.say(f"{f'epoch {epoch}' if epoch else 'untrained':<11}{as_line(logged)}")
         pl_module.log_dict(logged, logger=False, sync_dist=False)  # for checkpoints and other callbacks
         for logger in trainer.loggers:
             logger.log_metrics({**logged, "epoch": float(epoch)}, step=trainer.global_step)
+
+    def _measured(self, trainer: Trainer, parts: list[Tensor]) -> dict[str, float]:
+        table: LabelledImages = trainer.datamodule.splits.validation  # type: ignore[attr-defined]
+        embeddings = torch.cat(parts).float().cpu().numpy()
+        if len(embeddings) < len(table):  # limit_val_batches, fast_dev_run: a part of the table
+            table = table.select(torch.arange(len(embeddings)))
+        found = evaluate_table(embeddings, table, self.ks, self.distance, self.exclude)
+        if epochs_done(trainer) and self.health is not None and found.collapse.collapsed:
+            numbers = {"spread": found.collapse.spread, "effective_rank": found.collapse.effective_rank}
+            reasons = "; ".join(found.collapse.reasons)
+            words = f"the embeddings of the validation split have collapsed: {reasons}"
+            self.health.note(trainer, "collapse", Sign(numbers, words))
+        logged = {f"val/{name}": value for name, value in found.metrics.items()}
+        return logged | {"val/effective_rank": found.collapse.effective_rank, "val/spread": found.collapse.spread}
 
 
 def evaluate_table(
@@ -118,28 +142,44 @@ class ProgressBar(TQDMProgressBar):
 
 
 class TrainingHealth(Callback):
-    """Logs, every `trainer.log_every_n_steps` steps, what the miner found and how the embeddings and gradients are.
+    """Logs, every `trainer.log_every_n_steps` steps, what the miner found and how embeddings and gradients are.
 
     miner/tuples, miner/share_active (share with a loss above zero, where the loss tells), train/positive_distance and
-    train/negative_distance (mean Euclidean distance over the batch's pairs), train/embedding_norm, train/gradient_norm,
-    train/images_per_second, train/images (seen so far), train/learning_rate, train/loss. Between those steps nothing is
-    read from the device.
+    train/negative_distance (mean Euclidean distance over the batch's pairs), train/embedding_norm, train/spread,
+    train/effective_rank, train/gradient_norm, train/images_per_second, train/images (seen so far),
+    train/learning_rate, train/loss; health/<kind>: 1 where a rule of `lossopt.health` speaks, else 0. Between those
+    steps nothing is read from the device.
+
+    Args:
+        folder: where health.json is written; None: nowhere.
+        say: told each finding, once, when it begins.
+        bounds: of the rules; None: the usual ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        self.folder, self.say = folder, say
+        self.history = HealthLog(bounds or Bounds())
         self.images = 0
         self.steps_without_tuples = 0
         self.steps = 0
         self._since, self._images_then = time.perf_counter(), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters that go on after a resume."""
-        return {"images": self.images, "steps": self.steps, "steps_without_tuples": self.steps_without_tuples}
+        """Counters and findings that go on after a resume."""
+        counts = {"images": self.images, "steps": self.steps, "steps_without_tuples": self.steps_without_tuples}
+        return {**counts, "log": self.history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `state_dict`."""
         self.images, self.steps = state_dict["images"], state_dict["steps"]
         self.steps_without_tuples = state_dict["steps_without_tuples"]
+        if "log" in state_dict:  # not in checkpoints of earlier versions
+            self.history.load_state_dict(state_dict["log"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The clock runs while training runs, not while validating."""
@@ -148,7 +188,7 @@ class TrainingHealth(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Counts every step; measures and logs at the logging steps."""
+        """Counts every step; measures, judges and logs at the logging steps."""
         network = _network(pl_module)
         record = network.last_step
         if record is None:
@@ -157,33 +197,89 @@ class TrainingHealth(Callback):
         self.images += len(record.batch.ids) * trainer.world_size
         self.steps_without_tuples += record.tuples == 0
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not outputs or (self.steps % every and self.steps > 1):
+        if self.steps % every and self.steps > 1:
             return
-        now = time.perf_counter()
-        positive, negative = mean_distances(record.embeddings, record.batch.labels)
-        logged: dict[str, Any] = {
-            "train/loss": outputs["loss"],
-            "train/positive_distance": positive,
-            "train/negative_distance": negative,
-            "train/embedding_norm": torch.linalg.vector_norm(record.embeddings, dim=1).mean(),
-            "train/images": float(self.images),
-            "train/images_per_second": (self.images - self._images_then) / max(now - self._since, 1e-9),
-            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-        }
-        if (guard := next((c for c in trainer.callbacks if isinstance(c, FiniteGuard)), None)) is not None:  # type: ignore[attr-defined]
-            logged["train/gradient_norm"] = guard.gradient_norm
-        tuples = record.tuples if record.tuples is not None else getattr(network.loss_fn, "tuple_count", None)
-        if tuples is not None:
-            logged["miner/tuples"] = float(tuples)
-        if (share := getattr(network.loss_fn, "share_active", None)) is not None:
-            logged["miner/share_active"] = share
-        self._since, self._images_then = now, self.images
-        values = {name: float(value) for name, value in logged.items()}
+        reading = self._reading(trainer, network, record, outputs["loss"] if outputs else None)
+        begun, up = self.history.read(reading)
+        flags = {f"health/{kind.replace(' ', '_')}": float(raised) for kind, raised in up.items()}
+        values = self._figures(record, reading) | flags
+        values["train/learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step)
+        self._tell(trainer, begun)
+
+    def _reading(self, trainer: Trainer, network: EmbeddingNetwork, record: StepRecord, loss: Any) -> Reading:
+        """Everything that is read from the device at a logging step."""
+        loss_fn = network.loss_fn
+        guard = next((c for c in trainer.callbacks if isinstance(c, FiniteGuard)), None)  # type: ignore[attr-defined]
+        tuples = record.tuples if record.tuples is not None else getattr(loss_fn, "tuple_count", None)
+        share = None if record.tuples == 0 else getattr(loss_fn, "share_active", None)
+        rows = record.embeddings[:_LOOKED_AT]
+        rows = rows[_finite_rows(rows)]  # the guard names the others when the optimiser steps
+        shape = measure_shape(rows.double().cpu().numpy(), len(record.labels[:_LOOKED_AT].unique()))
+        return Reading(
+            step=self.steps,
+            idle_steps=self.steps_without_tuples,
+            images=len(record.embeddings),
+            loss=None if loss is None or record.tuples == 0 else float(loss),
+            collapsed_loss=getattr(loss_fn, "collapsed_value", None),
+            alike=shape.reasons,
+            spread=shape.spread,
+            effective_rank=shape.effective_rank,
+            embedding_norm=float(torch.linalg.vector_norm(record.embeddings, dim=1).mean()),
+            gradient_norm=None if guard is None or guard.gradient_norm is None else float(guard.gradient_norm),
+            tuples=None if tuples is None else float(tuples),
+            mined=record.tuples is not None,
+            share_active=None if share is None else float(share),
+        )
+
+    def _figures(self, record: StepRecord, reading: Reading) -> dict[str, float]:
+        """The figures of a logging step by the keys they are logged under; those that are not known are left out."""
+        now = time.perf_counter()
+        rate = (self.images - self._images_then) / max(now - self._since, 1e-9)
+        self._since, self._images_then = now, self.images
+        positive, negative = mean_distances(record.embeddings[:_LOOKED_AT], record.labels[:_LOOKED_AT])
+        known = {
+            "train/loss": reading.loss,
+            "train/gradient_norm": reading.gradient_norm,
+            "miner/tuples": reading.tuples,
+            "miner/share_active": reading.share_active,
+        }
+        return {
+            **{name: value for name, value in known.items() if value is not None},
+            "train/positive_distance": float(positive),
+            "train/negative_distance": float(negative),
+            "train/embedding_norm": reading.embedding_norm,
+            "train/spread": reading.spread,
+            "train/effective_rank": reading.effective_rank,
+            "train/images": float(self.images),
+            "train/images_per_second": rate,
+        }
+
+    def note(self, trainer: Trainer, kind: Kind, sign: Sign) -> None:
+        """Adds what somebody else has seen."""
+        self._tell(trainer, self.history.add(kind, sign, self.steps))
+
+    def _tell(self, trainer: Trainer, begun: Sequence[Finding]) -> None:
+        for finding in begun:
+            self.say(f"{'health':<11}{finding.text}")
+        if begun:
+            self.close(trainer)
+
+    def close(self, trainer: Trainer) -> list[str]:
+        """Writes health.json and the table of W&B; the findings in words."""
+        if trainer.is_global_zero:
+            if self.folder is not None:
+                write_text(self.folder / HEALTH, json.dumps(self.history.as_json(), indent=2) + "\n")
+            found = self.history.findings.values()
+            columns = ("kind", "first step", "last step", "logged steps", "what", "try first")
+            rows = [(f.kind, f.first_step, f.last_step, f.steps, f.what, f.try_first) for f in found]
+            log_table(trainer.loggers, "health/findings", columns, rows, trainer.global_step)
+        return [finding.text for finding in self.history.findings.values()]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """An epoch in which no batch gave the loss anything is no training."""
+        self._tell(trainer, self.history.after_epoch(self.steps, self.steps_without_tuples))
         if self.steps and self.steps_without_tuples == self.steps:
             raise DataError(
                 f"In all {self.steps} steps the miner found nothing to compare, so nothing was learned. Batches need "
@@ -191,15 +287,10 @@ class TrainingHealth(Callback):
                 "another miner or a larger margin."
             )
 
-    def summary(self) -> str | None:
-        """One line if more than a tenth of the steps had nothing to compare."""
-        share = self.steps_without_tuples / max(1, self.steps)
-        if share <= 0.1:
-            return None
-        return (
-            f"{share:.0%} of the steps had nothing to compare ({self.steps_without_tuples} of {self.steps}): the miner "
-            "is dead much of the time. Try a larger margin, more classes per batch, or an easier miner."
-        )
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """A run that stops leaves its findings, too; what stopped it is not hidden by a failure to write them."""
+        with suppress(LossoptError):
+            self.close(trainer)
 
 
 def _network(pl_module: LightningModule) -> EmbeddingNetwork:
@@ -216,13 +307,9 @@ def mean_distances(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return distances[same & ~itself].mean(), distances[~same].mean()
 
 
-def _first_bad(images: Tensor, embeddings: Tensor, ids: list[int]) -> list[int]:
-    """Ids of the rows where it begins: the images, for batch norm spreads one bad image over all embeddings."""
-    for stage in (images, embeddings):
-        finite = torch.isfinite(stage.flatten(1)).all(dim=1).tolist()
-        if not all(finite):
-            return [row for row, fine in zip(ids, finite, strict=True) if not fine]
-    return []
+def _finite_rows(values: Tensor) -> Tensor:
+    """(n,) bool, of (n, ...)."""
+    return torch.isfinite(values.flatten(1)).all(dim=1)
 
 
 class FiniteGuard(Callback):
@@ -230,15 +317,16 @@ class FiniteGuard(Callback):
 
     The batch's image names go to `nonfinite_batch.txt` in the run folder. The look costs one read from the device per
     step, the price of stopping in time. With a gradient scaler ("16-mixed"), whose job is to skip overflowing steps,
-    only the embeddings are looked at.
+    only the embeddings are looked at. So they are where a miner leaves the loss nothing, as it may for NaN embeddings.
 
     Args:
         folder: where the batch's names are written.
+        health: keeps the finding.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.gradient_norm: Tensor | float = 0.0
+    def __init__(self, folder: Path, health: TrainingHealth | None = None) -> None:
+        self.folder, self.health = folder, health
+        self.gradient_norm: Tensor | None = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Raises NonFiniteError instead of letting the step happen."""
@@ -248,16 +336,36 @@ class FiniteGuard(Callback):
         record = _network(pl_module).last_step
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         watched = self.gradient_norm if not scaled or record is None else record.embeddings.sum()
-        if bool(torch.isfinite(watched)) or record is None:
-            return
-        ids = record.batch.ids.tolist()
+        if record is not None and not bool(torch.isfinite(watched)):
+            self._stop(trainer, pl_module, record)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Looks at a batch that made no step."""
+        record = _network(pl_module).last_step
+        if not outputs and record is not None and not bool(torch.isfinite(record.embeddings.sum())):
+            self._stop(trainer, pl_module, record)
+
+    def _stop(self, trainer: Trainer, pl_module: LightningModule, record: StepRecord) -> None:
+        ids = record.ids.tolist()
         names = trainer.datamodule.training_table().names  # type: ignore[attr-defined]
         path = self.folder / "nonfinite_batch.txt"
-        path.write_text("\n".join(f"{row}\t{names[row]}" for row in ids) + "\n", encoding="utf-8")
-        bad = [names[row] for row in _first_bad(record.batch.images, record.embeddings, ids)]
-        where = "the embeddings are finite, so the loss or its gradient overflowed"
-        if bad:
-            where = f"{len(bad)} images of the batch are or become NaN or infinite, first {', '.join(bad[:5])}"
+        if trainer.is_global_zero:
+            write_text(path, "\n".join(f"{row}\t{names[row]}" for row in ids) + "\n")
+        # The images first, for batch norm spreads one bad image over all embeddings.
+        images = all_rows(_finite_rows(record.batch.images).int())
+        where, bad = "the embeddings are finite, so the loss or its gradient overflowed", []
+        for finite, verb in ((images, "hold a NaN or an infinity"), (_finite_rows(record.embeddings), "become NaN")):
+            bad = [names[row] for row, fine in zip(ids, finite.flatten().tolist(), strict=True) if not fine]
+            if bad:
+                where = f"{len(bad)} of {len(ids)} images {verb}, first {', '.join(bad[:5])}"
+                break
+        if self.health is not None:
+            sign = Sign({"images": float(len(bad))}, f"the gradient is not finite ({where})")
+            self.health.history.add(
+                "non-finite", sign, self.health.steps + 1
+            )  # said by the error; written as it passes
         raise NonFiniteError(
             f"Step {trainer.global_step + 1}: the gradient is not finite ({where}). The optimiser did not step; the "
             f"weights are intact. The batch is listed in {path}. Look at those images, or lower the learning rate."

@@ -30,6 +30,7 @@ _JOBS = {
     "report": "one page that shows an evaluation: lossopt report RUN, lossopt report vectors.npz",
     "diff": "which of two runs or sets of vectors is better, where, and for sure or not: lossopt diff A B",
     "index": "build and measure a search index: lossopt index build EMBEDDINGS, lossopt index tune EMBEDDINGS",
+    "mine": "hard negatives out of a whole data set, as triplets: lossopt mine RUN, lossopt mine vectors.npz",
     "search": "the nearest images of an index: lossopt search INDEX IMAGE",
     "oneshot": "one-shot classification on Omniglot: lossopt oneshot RUN",
 }
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = top.parse_args(words[:1]).job
     try:
         jobs_by_name = {"train": train, "embed": embed, "evaluate": evaluate, "report": report, "oneshot": oneshot}
-        jobs_by_name |= {"diff": diff, "index": index, "search": search}
+        jobs_by_name |= {"diff": diff, "index": index, "mine": mine, "search": search}
         jobs_by_name[chosen](words[1:])
     except LossoptError as error:
         print(f"lossopt {chosen}: {error}", file=sys.stderr)
@@ -393,6 +394,49 @@ def _index_tune(given: argparse.Namespace, table: "LabelledVectors") -> None:
         from lossopt.report.tuning import write_tuning_page
 
         print(_printable(f"page: {write_tuning_page(given.output, found, str(given.embeddings.absolute().name))}"))
+
+
+def mine(words: list[str]) -> None:
+    """`lossopt mine RUN [--split train]`, `lossopt mine VECTORS [--output triplets.csv]`."""
+    parser = argparse.ArgumentParser(prog="lossopt mine", description="Hard negatives out of a whole data set.")
+    parser.add_argument("what", type=Path, help=f"a run, a .ckpt file, {VECTORS}")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="of a run's data; default: train")
+    parser.add_argument(
+        "--output", type=_file, default=Path("triplets.csv"), help=".csv or .npz; default: triplets.csv"
+    )
+    parser.add_argument("--labels", type=Path, help="of vectors: .npy, .csv, .txt or .json, in their order")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many nearest negatives (label noise)")
+    parser.add_argument("--window", type=_positive, default=3, help="mine the so many next ones; default: 3")
+    parser.add_argument("--positive", choices=("nearest", "hardest", "random"), default="hardest", help="of each row")
+    parser.add_argument("--min-distance", type=float, default=0.0, help="leave out nearer negatives")
+    parser.add_argument("--max-distance", type=float, help="leave out farther ones")
+    parser.add_argument("--absolute-margin", type=float, help="by which negatives are beyond the nearest positive")
+    parser.add_argument("--relative-margin", type=float, help="0.05: at least 5 %% beyond the nearest positive")
+    parser.add_argument(
+        "--group-rule", choices=("any", "other", "same"), default="any", help="which groups negatives come from"
+    )
+    parser.add_argument("--distance", choices=("euclidean", "cosine"), help="default: the run's or the vectors' own")
+    parser.add_argument("--factory", default="Flat", help="FAISS's factory string; default: Flat, which is exact")
+    parser.add_argument("--parameters", default="", help="of the search, such as nprobe=8")
+    parser.add_argument("--seed", type=int, default=0, help="of random positives")
+    given, overrides = _with_overrides(parser, words)
+    from lossopt.miners.triplet_file import as_text, write_triplets
+    from lossopt.miners.whole_set import WholeSetMining
+    from lossopt.retrieval.foreign import read_vectors
+
+    table, own, _, _ = _vectors_of(given.what, "", given.split, overrides)
+    table = read_vectors(given.what, given.labels) if given.labels else table
+    table.require_labels()
+    names = ("skip", "window", "positive", "min_distance", "max_distance", "absolute_margin", "relative_margin")
+    chosen = {name: getattr(given, name) for name in (*names, "group_rule", "factory", "parameters")}
+    try:
+        mining = WholeSetMining(**chosen, distance=given.distance or own)
+        found = mining.mine(table.vectors, table.labels, table.groups, seed=given.seed)
+    except ValueError as unfit:
+        raise ConfigError(str(unfit)) from unfit
+    print(as_text(found, len(table)))
+    count = write_triplets(given.output, found, table.names)
+    print(_printable(f"{count:,} triplets written to {given.output}"))
 
 
 def search(words: list[str]) -> None:

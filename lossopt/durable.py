@@ -123,17 +123,10 @@ def _sync_folder(folder: Path) -> None:
 def run_lock(run_folder: Path | str) -> Iterator[None]:
     """Keep a second run out of the folder. The operating system holds the lock and drops it when the process dies.
 
-    Other ranks of a distributed run share the folder of rank 0 and take no lock.
-
     Raises:
         ConfigError: another process is at work in the folder.
         LossoptError: the folder cannot be written to.
     """
-    from pytorch_lightning.utilities import rank_zero_only  # seconds to import: only where there may be ranks
-
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        yield
-        return
     with folder_lock(run_folder, "run"):
         yield
 

@@ -13,15 +13,19 @@ from lossopt.callbacks import ProgressBar, rows_of
 from lossopt.data.module import RetrievalData
 from lossopt.errors import ConfigError
 from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.processes import check_strategy
 from lossopt.retrieval.counting import relevant_and_candidates
 from lossopt.retrieval.task import make_task
 
 
-def check_settings(made: Namespace) -> None:
+def check_settings(made: Namespace) -> pl.Trainer:
     """What the parts of a configuration ask of each other; reads no data.
 
     Args:
         made: the instantiated configuration.
+
+    Returns:
+        A trainer with the run's settings, but no run: it knows how many processes there are and which one this is.
 
     Raises:
         ConfigError: they cannot work together.
@@ -39,7 +43,7 @@ def check_settings(made: Namespace) -> None:
         )
     _check_optimizer(model)
     _check_retrieval(made)
-    _check_trainer(made)
+    return _check_trainer(made)
 
 
 def _check_optimizer(model: EmbeddingNetwork) -> None:
@@ -61,7 +65,7 @@ def _check_retrieval(made: Namespace) -> None:
         raise ConfigError(f"checkpoint.monitor is {monitor!r}; a validation logs {', '.join(logged)}.")
 
 
-def _check_trainer(made: Namespace) -> None:
+def _check_trainer(made: Namespace) -> pl.Trainer:
     settings = made.trainer
     if settings.max_epochs is not None and settings.max_epochs < 1 and settings.max_epochs != -1:
         raise ConfigError(
@@ -71,9 +75,11 @@ def _check_trainer(made: Namespace) -> None:
         if getattr(settings, name) == 0:
             raise ConfigError(f"trainer.{name} is 0; a run needs batches to train on and images to validate on.")
     try:
-        pl.Trainer(**trainer_settings(made), logger=False, enable_checkpointing=False)
+        trainer = pl.Trainer(**trainer_settings(made), logger=False, enable_checkpointing=False)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as refused:
         raise ConfigError(f"The trainer refuses its settings: {' '.join(str(refused).split())}") from refused
+    check_strategy(trainer)
+    return trainer
 
 
 def trainer_settings(made: Namespace) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.loggers import Logger
 
 from lossopt import config as configuration
+from lossopt import processes
 from lossopt.callbacks import FiniteGuard, RetrievalAtValidation, TrainingHealth
 from lossopt.checkpoints import (
     BEST,
@@ -32,6 +33,7 @@ from lossopt.checkpoints import (
 )
 from lossopt.durable import run_lock, write_text
 from lossopt.errors import ConfigError, DataError
+from lossopt.mining import MiningRefresh
 from lossopt.preflight import check_data, check_settings, trainer_settings
 from lossopt.report.findings import Findings, examine
 from lossopt.report.logged import logged_galleries, logged_tables
@@ -65,38 +67,70 @@ def train(namespace: Namespace, resume: str | None = None, say: Callable[[str], 
 
     Raises:
         LossoptError: of the kind that says what is wrong; nothing written before is lost.
+        SystemExit: with several processes, in all but the first, once training is done: what comes after is done once.
     """
     config = configuration.resolved(namespace)
     keep_freed_memory()
+    processes.end_with_the_first()
     with _quiet_lightning():
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         made = configuration.instantiate(namespace)
-        check_settings(made)
-        made.data.seed = config["seed"] if made.data.seed is None else made.data.seed
-        made.data.setup("fit")
-        check_data(made)
-        if made.trainer.fast_dev_run:
-            return _trial(made, config, say)
-        folder, again = run_folder(config, resume)
-        with run_lock(folder):
-            if again and (folder / RESULTS).is_file():
-                say(f"This run is finished already: {folder}")
-                return result_of(folder)
-            say(made.data.describe())
-            for name, text in ((CONFIG, yaml.safe_dump(config, sort_keys=False)), ("environment.txt", environment())):
-                if not (folder / name).is_file():
-                    write_text(folder / name, text)
-            return _fit(made, config, folder, newest_good_checkpoint(folder) if again else None, say)
+        starter = check_settings(made)
+        with processes.together(starter):
+            made.data.seed = config["seed"] if made.data.seed is None else made.data.seed
+            made.data.trainer = starter  # knows which share of the batches is this process's own
+            made.data.setup("fit")
+            check_data(made)
+            if made.trainer.fast_dev_run:
+                processes.start(starter, "a trial")
+                return _trial(made, config, say)
+            if not processes.is_first():
+                return _follow(made, config, starter)
+            return _lead(made, config, starter, resume, say)
+
+
+def _lead(
+    made: Namespace, config: dict[str, Any], starter: pl.Trainer, resume: str | None, say: Callable[[str], None]
+) -> RunResult:
+    """The run in its first process: chooses the folder, locks it, and tells the others."""
+    folder, again = run_folder(config, resume)
+    with run_lock(folder):
+        if again and (folder / RESULTS).is_file():
+            say(f"This run is finished already: {folder}")
+            processes.start(starter)
+            return result_of(folder)
+        say(made.data.describe())
+        checkpoint = newest_good_checkpoint(folder) if again else None
+        processes.start(starter, (config, folder, checkpoint))
+        for name, text in ((CONFIG, yaml.safe_dump(config, sort_keys=False)), ("environment.txt", environment())):
+            if not (folder / name).is_file():
+                write_text(folder / name, text)
+        return _fit(made, config, folder, checkpoint, say)
+
+
+def _follow(made: Namespace, config: dict[str, Any], starter: pl.Trainer) -> RunResult:
+    """The run in a further process: trains and validates where it is told to; ends in `processes.part`.
+
+    Raises:
+        ConfigError: the first process is at another run, the second one of a script.
+    """
+    its_config, folder, checkpoint = processes.start(starter)
+    if its_config != config:
+        raise ConfigError(
+            "With several processes a script can train one configuration, for each process runs the script from its "
+            "beginning. Give each run a `lossopt train` command of its own, or --trainer.devices 1."
+        )
+    return _fit(made, config, folder, checkpoint, lambda line: None)
 
 
 def _fit(
     made: Namespace, config: dict[str, Any], folder: Path, checkpoint: Path | None, say: Callable[[str], None]
 ) -> RunResult:
     model, data = made.model, made.data
-    retrieval = _watch(made.retrieval, say)
-    health = TrainingHealth()
+    health = TrainingHealth(folder, say)
+    retrieval = _watch(made.retrieval, say, health)
     checkpoints = Checkpoints(folder, config, made.checkpoint.monitor, made.checkpoint.mode)
-    watching = [retrieval, health, FiniteGuard(folder), checkpoints]
+    watching = [retrieval, health, FiniteGuard(folder, health), checkpoints]
     trainer = _trainer(made, config, folder, watching)
     began = time.perf_counter()
     try:
@@ -106,6 +140,7 @@ def _fit(
             say(f"resuming from {checkpoint}")
         with _long_lived_objects_left_alone():
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        processes.part(trainer)
         if not trainer.global_step:
             raise DataError("Training made no step: no training batch was used. Look at the trainer.limit_* settings.")
         return _measure(made, folder, config, trainer, health, time.perf_counter() - began, say)
@@ -114,8 +149,10 @@ def _fit(
         raise
 
 
-def _watch(settings: Namespace, say: Callable[[str], None]) -> RetrievalAtValidation:
-    return RetrievalAtValidation(settings.ks, settings.distance, settings.exclude, say)
+def _watch(
+    settings: Namespace, say: Callable[[str], None], health: TrainingHealth | None = None
+) -> RetrievalAtValidation:
+    return RetrievalAtValidation(settings.ks, settings.distance, settings.exclude, say, health)
 
 
 def _measure(
@@ -146,7 +183,7 @@ def _measure(
         test={},
         images=health.images,
         seconds=seconds,
-        notes=[note for note in (health.summary(),) if note],
+        notes=health.close(trainer),
     )
     say(f"best       {as_line(result.validation)}  (epoch {result.epoch}, chosen by {monitor})")
     if made.retrieval.test:
@@ -182,6 +219,7 @@ def _trial(made: Namespace, config: dict[str, Any], say: Callable[[str], None]) 
         health, retrieval = TrainingHealth(), _watch(made.retrieval, lambda line: None)
         trainer = _trainer(made, config, folder, [retrieval, health, FiniteGuard(folder)])
         trainer.fit(made.model, datamodule=made.data)
+        processes.part(trainer)
         finish(trainer.loggers, {})
     say("A trial of a few batches went through; nothing was kept.")
     return RunResult(folder, folder, 0, {}, {}, {}, health.images, 0.0, [])
@@ -193,7 +231,8 @@ def _retrieval_only(row: dict[str, Any]) -> dict[str, float]:
 
 def _trainer(made: Namespace, config: dict[str, Any], folder: Path, watching: list[pl.Callback]) -> pl.Trainer:
     settings = trainer_settings(made)
-    settings["callbacks"] = [*watching[:-1], *settings["callbacks"], watching[-1]]
+    mining = [MiningRefresh(made.data.mining)] if made.data.mining else []
+    settings["callbacks"] = [*watching[:-1], *mining, *settings["callbacks"], watching[-1]]
     settings["plugins"].append(DurableCheckpointIO())
     group = f"{config['name']}-{config_hash(config, without=('seed',))}"
     return pl.Trainer(
@@ -243,13 +282,17 @@ def environment() -> str:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Lightning's advertisements and advice that does not apply here stay off the terminal."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric.utilities")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        for advice in ("does not have many workers", "lower value for log", "returned `None`", "LeafSpec"):
+        for advice in ("does not have many workers", "lower value for log", "returned `None`", "LeafSpec", "sync_dist"):
             warnings.filterwarnings("ignore", f".*{advice}.*")
+        if not processes.is_first():
+            warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,48 +1,50 @@
-"""Several processes measure what one measures: no image is counted twice to make the shares even."""
+"""What several processes agree on before they start: whose batches are whose, and what cannot work."""
 
-import json
-import subprocess
-import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-SCRIPT = """
-import json, sys
-import pytorch_lightning as pl
 from lossopt import config as configuration
-from lossopt.callbacks import RetrievalAtValidation
+from lossopt.cli import main
 
-def main(processes):
-    words = ["--config", "configs/quickstart.yaml", "--data.init_args.evaluation_batch_size", "64"]
-    made = configuration.instantiate(configuration.parse(words))
-    pl.seed_everything(0)
-    watch = RetrievalAtValidation()
-    trainer = pl.Trainer(
-        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[watch],
-    )
-    found = trainer.validate(made.model, datamodule=made.data, verbose=False)[0]
-    found["images"] = len(made.data.splits.validation)
-    print("FOUND", trainer.global_rank, json.dumps(found), flush=True)
-
-main(int(sys.argv[1]))
-"""
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 
-def measured(processes, tmp_path):
-    script = tmp_path / "validate.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run([sys.executable, str(script), str(processes)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line.split(" ", 2)[1:] for line in done.stdout.splitlines() if line.startswith("FOUND")]
-    return {int(rank): json.loads(found) for rank, found in lines}
+def data_of(rank, world_size):
+    words = ["--config", str(CONFIG), "--data.init_args.seed", "3"]
+    data = configuration.instantiate(configuration.parse(words)).data
+    data.setup("fit")  # before there is a trainer, as `train` and scripts do
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    return data
 
 
-def test_two_processes_measure_what_one_measures(tmp_path):
-    alone = measured(1, tmp_path)[0]
-    together = measured(2, tmp_path)
-    assert alone["images"] % 2, "an odd number of images is what padding would show on"
-    assert sorted(together) == [0, 1]
-    for found in together.values():
-        assert found == pytest.approx(alone, abs=1e-12)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_deal_disjoint_classes_of_the_batch_that_one_process_deals(world_size):
+    alone = data_of(0, 1)
+    labels = alone.training_table().labels
+    shares = [list(data_of(rank, world_size).sampler) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {len(alone.sampler)}
+    for whole, *parts in zip(alone.sampler, *shares, strict=True):
+        assert sorted(row for part in parts for row in part) == sorted(whole) and len(whole) == 16 * 8
+        classes = [set(labels[part].tolist()) for part in parts]
+        assert [len(own) for own in classes] == [16 // world_size] * world_size
+        assert len(set.union(*classes)) == 16
+
+
+@pytest.mark.parametrize(
+    ("devices", "strategy", "refusal"),
+    [
+        ("3", "ddp", r"classes_per_batch (16) is shared by 3 processes; make it a multiple of 3."),
+        ("2", "ddp_spawn", "start_method 'spawn'"),
+        ("2", "ddp_fork", "--trainer.strategy ddp"),
+        ("1", "ddp_notebook", "in a notebook, --trainer.devices 1"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(devices, strategy, refusal, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--trainer.accelerator", "cpu", "--trainer.devices", devices, "--trainer.strategy", strategy]
+    assert main(["train", "--config", str(CONFIG), *words]) == 2
+    said = capsys.readouterr()
+    assert refusal in said.err and said.out == ""
+    assert not list(tmp_path.iterdir())

@@ -67,6 +67,7 @@ def test_a_run_leaves_everything_in_its_folder_and_wandb_offline_says_the_same(m
         "environment.txt",
         "metrics.jsonl",
         "results.json",
+        "health.json",
         "report.html",
         "checkpoints/best.ckpt",
     ):
@@ -91,6 +92,8 @@ def test_a_run_leaves_everything_in_its_folder_and_wandb_offline_says_the_same(m
         assert any(key in row for row in logged.history), key
     for key in ("train/embedding_norm", "train/gradient_norm", "train/images_per_second"):
         assert any(key in row for row in logged.history), key
+    assert [row["health/collapse"] for row in logged.history if "health/collapse" in row] == [0] * 7
+    assert results["notes"] == json.loads((folder / "health.json").read_text())["findings"] == []
     assert logged.summary["test/recall@1"] == pytest.approx(results["test"]["test/recall@1"])
     assert any("galleries" in name for name in logged.files)
 
@@ -259,6 +262,8 @@ def test_a_nan_image_stops_the_run_before_the_weights_and_is_named(value, capsys
     batch = (folder / "nonfinite_batch.txt").read_text().splitlines()
     row, image = batch[5].split("\t")
     assert image in said and row.isdigit()
+    (found,) = json.loads((folder / "health.json").read_text())["findings"]
+    assert (found["kind"], found["first_step"]) == ("non-finite", 4) and image in found["text"]
     assert not list((folder / "checkpoints").glob("*.ckpt")) if (folder / "checkpoints").exists() else True
     assert not any(np.isnan(row.get("train/loss", 0.0)) for row in read_metrics(folder))
 
@@ -277,7 +282,28 @@ def test_a_miner_that_often_finds_nothing_is_flagged(capsys):
         "        return Triplets(*(c[:0] for c in found)) if SleepyMiner.calls % 3 == 0 else found\n"
     )
     train(f"{MODEL}.miner", "{class_path: sleepy.SleepyMiner}")
-    assert "33% of the steps had nothing to compare (4 of 12)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note       steps 6 to 12: 33% of the steps had nothing to compare (4 of 12)" in said
+
+
+def test_a_collapse_is_named_in_the_terminal_in_wandb_in_the_results_and_on_the_page(monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    words = [f"{MODEL}.miner", "lossopt.miners.BatchHardMiner", f"{MODEL}.optimizer.init_args.lr", "1.0"]
+    folder = train(*words, f"{DATA}.batches_per_epoch", "20")
+    said = capsys.readouterr().out.splitlines()
+    (begun,) = (line for line in said if line.startswith("health "))
+    (note,) = (line for line in said if line.startswith("note "))
+    assert "the embeddings have collapsed, even if recall" in begun and "Try first: a lower learning rate" in begun
+    (found,) = json.loads((folder / "health.json").read_text())["findings"]
+    assert (found["kind"], found["last_step"]) == ("collapse", 40) and found["text"] == note.removeprefix("note       ")
+    assert json.loads((folder / "results.json").read_text())["notes"] == [found["text"]]
+    assert found["numbers"]["loss"] == pytest.approx(0.2, rel=0.05) and found["numbers"]["spread"] < 0.06
+    assert "The embeddings collapsed" in (folder / "report.html").read_text()
+    logged = read_offline_run(folder)
+    assert {0, 1} == {row["health/collapse"] for row in logged.history if "health/collapse" in row}
+    assert any("health/findings" in name for name in logged.files)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])

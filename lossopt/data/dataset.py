@@ -165,12 +165,14 @@ class Batch(NamedTuple):
     images: (b, c, h, w), uint8 from the loader, float in [0, 1] after the transform.
     labels: (b,) int64.   ids: (b,) int64 row numbers in the table.
     seed: the random stream of this batch's augmentation, a function of (run seed, epoch, rank, step).
+    groups: (b,) int64 positions in the table's `group_names`; None where the table has no groups.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
     seed: int
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ class LabelledImages:
     def batch(self, rows: Sequence[int] | Tensor, seed: int = 0) -> Batch:
         """The images of `rows`, as stored: uint8, not augmented."""
         chosen = torch.as_tensor(rows, dtype=torch.int64)
-        return Batch(self.pixels.read(chosen), self.labels[chosen], chosen, seed)
+        groups = None if self.groups is None else self.groups[chosen]
+        return Batch(self.pixels.read(chosen), self.labels[chosen], chosen, seed, groups)
 
     def paths(self) -> list[str] | None:
         """The absolute path of each image that has a file of its own, "" for the others; None: no image has one."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lossopt.data.augment import Augmentation
 from lossopt.data.dataset import Batch, ImageSource, LabelledImages, Splits
 from lossopt.errors import ConfigError, DataError
+from lossopt.miners.whole_set import WholeSetMining
 from lossopt.samplers import PKSampler, SmallClasses
 
 
@@ -28,6 +29,8 @@ class RetrievalData(LightningDataModule):
         group_classes: how many of the P classes come from `groups_per_batch` groups (one alphabet, one category).
         groups_per_batch: see `PKSampler`.
         small_classes: "refuse", "drop" or "repeat" classes with fewer than K images.
+        mining: makes batches of classes that the network takes for each other, mined from the whole training set again
+            and again while it trains; None: no mining.
         evaluation_batch_size: images embedded at once, where no gradient is needed.
         workers: loader processes; 0 is right for data in memory, 2 or more for images on disk.
         seed: of sampling and augmentation; None: the run's seed (`lossopt train` fills it in), else 0.
@@ -50,6 +53,7 @@ class RetrievalData(LightningDataModule):
         evaluation_batch_size: int = 512,
         workers: int = 0,
         seed: int | None = None,
+        mining: WholeSetMining | None = None,
     ) -> None:
         super().__init__()
         for name, given, least in (
@@ -63,7 +67,7 @@ class RetrievalData(LightningDataModule):
         self.classes_per_batch, self.images_per_class = classes_per_batch, images_per_class
         self.batches_per_epoch, self.rotations_as_classes = batches_per_epoch, rotations_as_classes
         self.group_classes, self.groups_per_batch = group_classes, groups_per_batch
-        self.small_classes, self.workers = small_classes, workers
+        self.small_classes, self.workers, self.mining = small_classes, workers, mining
         self.evaluation_batch_size = evaluation_batch_size
         self._splits: Splits | None = None
         self._sampler: PKSampler | None = None
@@ -77,12 +81,14 @@ class RetrievalData(LightningDataModule):
 
     @property
     def sampler(self) -> PKSampler:
-        """Deals the training batches; made on first use, when this process knows its rank."""
-        if self._sampler is None:
+        """Deals the training batches: this process's share, if the trainer is one of several."""
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        made = self._sampler
+        if made is None or (made.rank, made.world_size) != (rank, world_size):
             train = self.training_table()
-            trainer = self.trainer
             try:
-                self._sampler = PKSampler(
+                made = self._sampler = PKSampler(
                     train.labels,
                     self.classes_per_batch,
                     self.images_per_class,
@@ -92,12 +98,19 @@ class RetrievalData(LightningDataModule):
                     self.group_classes,
                     self.groups_per_batch,
                     self.small_classes,
-                    rank=trainer.global_rank if trainer else 0,
-                    world_size=trainer.world_size if trainer else 1,
+                    self.mining.confusable_classes if self.mining else 0,
+                    self.mining.classes_per_seed if self.mining else 1,
+                    rank=rank,
+                    world_size=world_size,
                 )
             except ValueError as unfit:
                 raise ConfigError(f"The batches do not fit the training data: {unfit}") from unfit
-        return self._sampler
+            if self.mining and self.mining.group_rule != "any" and train.groups is None:
+                raise ConfigError(
+                    f"mining.group_rule {self.mining.group_rule!r} asks for groups, but this data set has none. Set it "
+                    "to 'any'."
+                )
+        return made
 
     def training_table(self) -> LabelledImages:
         """The training images, with their quarter turns as classes where that was asked for."""
@@ -123,6 +136,13 @@ class RetrievalData(LightningDataModule):
             f"batches    {self.classes_per_batch} classes x {self.images_per_class} images, {len(sampler)} per epoch"
             + (", quarter turns as classes" if self.rotations_as_classes else "")
         )
+        if self.mining:
+            every, sample = self.mining.every_n_steps, self.mining.sample
+            lines.append(
+                f"           {self.mining.confusable_classes} of the {self.classes_per_batch} classes mined, "
+                + (f"every {every:,} batches" if every else "after every epoch")
+                + f", among {f'{sample:,} of the' if sample else 'all'} training images"
+            )
         if sampler.left_out:
             lines.append(f"           {sampler.left_out} classes left out of training: too few images to form pairs")
         return "\n".join(lines)
@@ -139,9 +159,9 @@ class RetrievalData(LightningDataModule):
         """The test table from first row to last: `trainer.predict` embeds it."""
         return self.pass_over(self.splits.test)
 
-    def pass_over(self, table: LabelledImages) -> DataLoader:
-        """Every image of a table once, in order; for evaluation."""
-        return self._loader(table, _InOrder(len(table), self.evaluation_batch_size))
+    def pass_over(self, table: LabelledImages, rows: Sequence[int] | np.ndarray | None = None) -> DataLoader:
+        """Every image of a table once, in order, or those of some rows; for evaluation."""
+        return self._loader(table, _InOrder(range(len(table)) if rows is None else rows, self.evaluation_batch_size))
 
     def _loader(self, table: LabelledImages, batches: Sampler) -> DataLoader:
         return DataLoader(
@@ -205,14 +225,14 @@ def stream(*keys: int) -> int:
 
 
 class _InOrder(Sampler):
-    """Rows 0..n-1 in order, in lists of `size`."""
+    """Rows in the order given, in lists of `size`."""
 
-    def __init__(self, n: int, size: int) -> None:
-        self.n, self.size = n, size
+    def __init__(self, rows: Sequence[int] | np.ndarray, size: int) -> None:
+        self.rows, self.size = rows, size
 
     def __len__(self) -> int:
-        return -(-self.n // self.size)
+        return -(-len(self.rows) // self.size)
 
-    def __iter__(self) -> Iterator[tuple[range, int]]:
-        for start in range(0, self.n, self.size):
-            yield range(start, min(start + self.size, self.n)), 0
+    def __iter__(self) -> Iterator[tuple[Sequence[int] | np.ndarray, int]]:
+        for start in range(0, len(self.rows), self.size):
+            yield self.rows[start : start + self.size], 0

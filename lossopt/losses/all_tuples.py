@@ -72,24 +72,6 @@ def shared_levels(labels: Tensor, ref_labels: Tensor) -> Tensor:
     return relevance
 
 
-def same_and_different(
-    embeddings: Tensor, labels: Tensor | None, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Which (row, reference row) are positives and which negatives of each other: two (n, m) bool.
-
-    A row is neither to itself, which is known only where the reference is absent or is `embeddings`.
-    """
-    labels, ref_labels, own_column = label_pair(embeddings, labels, ref_emb, ref_labels)
-    own = own_column is not None
-    if labels.ndim != 1 or ref_labels.ndim != 1:
-        raise ValueError(
-            f"labels must be (rows,), got {tuple(labels.shape)}; for levels of labels use RankingHingeLoss."
-        )
-    same = labels[:, None] == ref_labels
-    different = ~same
-    return (same.fill_diagonal_(False), different.fill_diagonal_(False)) if own else (same, different)
-
-
 def join_ranges(order: Tensor, anchor: Tensor, partner: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, ...]:
     """Triplets (anchor[i], partner[i], x) for x in order[anchor[i], first[i] : first[i] + count[i]], i ascending.
 

@@ -52,8 +52,9 @@ class Classes:
     def _by_class(self) -> tuple[Tensor, Tensor, Tensor]:
         """Columns in the order of their labels; where those of each row's class begin, and how many they are (n,)."""
         ascending, order = self.ref_labels.sort(stable=True)
-        first = torch.searchsorted(ascending, self.labels)
-        return order, first, torch.searchsorted(ascending, self.labels, right=True) - first
+        labels = self.labels.contiguous()
+        first = torch.searchsorted(ascending, labels)
+        return order, first, torch.searchsorted(ascending, labels, right=True) - first
 
     @cached_property
     def _dense(self) -> tuple[Tensor, Tensor]:
@@ -85,6 +86,14 @@ class Classes:
     def _most(self) -> int:
         return int(self._by_class[2].max()) if len(self.labels) and len(self.ref_labels) else 0
 
+    @cached_property
+    def _own_place(self) -> Tensor:
+        """(n,) int64: which of its class's columns, counted from 0, a row itself is; for rows among the reference."""
+        order, first, _ = self._by_class
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return place.narrow(0, self.own or 0, len(self.labels)) - first
+
     def same(self, start: int, stop: int) -> Tensor:
         """See `Relation`."""
         found = self.labels[start:stop, None] == self.ref_labels
@@ -99,18 +108,27 @@ class Classes:
     def positives(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See `Relation`; by class, without a look at the m columns."""
         order, first, count = self._by_class
-        place = torch.arange(self._most, device=order.device)
-        filled = place < count[start:stop, None]
-        columns = order[(first[start:stop, None] + place).clamp(max=max(len(order) - 1, 0))]
+        place = torch.arange(max(0, self._most - (self.own is not None)), device=order.device).expand(stop - start, -1)
         if self.own is not None:
-            filled &= columns != torch.arange(self.own + start, self.own + stop, device=order.device)[:, None]
-        return columns, filled
+            place = place + (place >= self._own_place[start:stop, None])
+        columns = order[(first[start:stop, None] + place).clamp(max=max(len(order) - 1, 0))]
+        return columns, place < count[start:stop, None]
+
+    def of_class(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """(b, p) int64 columns of each row's class, itself among them, and (b, p) bool: those that are filled.
+
+        Places that are not repeat a column of the class, if there is any.
+        """
+        order, first, count = self._by_class
+        last = count[start:stop, None] - 1
+        place = torch.arange(self._most, device=order.device)
+        columns = first[start:stop, None] + place.minimum(last.clamp(min=0))
+        return order[columns.clamp(max=max(len(order) - 1, 0))], place <= last
 
     def keep_different(self, scores: Tensor, start: int, stop: int) -> Tensor:
         """See `Relation`; few columns are touched, where a mask would go through all."""
-        columns, filled = self.positives(start, stop)
-        scores.scatter_add_(1, columns, torch.where(filled, torch.full_like(scores[:, :1], NEVER), 0))
-        return self.keep_compared(scores, start, stop)
+        columns, filled = self.of_class(start, stop)
+        return scores.scatter_add_(1, columns, filled.to(scores.dtype).mul_(NEVER))
 
     def keep_compared(self, scores: Tensor, start: int, stop: int) -> Tensor:
         """See `Relation`."""

@@ -52,23 +52,6 @@ def paired_distance(x: Tensor, y: Tensor, distance: Distance) -> Tensor:
     return torch.linalg.vector_norm(x - y, ord=1 if distance == "manhattan" else 2, dim=-1)
 
 
-def distance_matrix(x: Tensor, y: Tensor, distance: Distance) -> Tensor:
-    """`paired_distance` of every row of x (n, d) to every row of y (m, d): (n, m), same dtype, float32 or float64.
-
-    Differences are taken before they are squared, so equal rows are at exactly 0 and ties stay ties (|x|² - 2xy + |y|²
-    loses both); no product of matrices, so autocast and TF32 do not touch it. Squared is a
-    rounded root squared: within a few last bits of `paired_distance`, and equal for equal distances.
-    """
-    if distance == "manhattan":
-        return torch.cdist(x, y, p=1.0)
-    if distance == "cosine":
-        x, y = unit_rows(x), unit_rows(y)
-    plain = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    if distance == "cosine":
-        return plain.square() / 2 + half_if_zero(x)[:, None] + half_if_zero(y)
-    return plain.square() if distance == "squared" else plain
-
-
 class _TupleDistance(torch.autograd.Function):
     """`paired_distance` of listed rows, some at a time in both directions: (t, d) numbers are never held at once."""
 

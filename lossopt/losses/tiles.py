@@ -5,6 +5,7 @@ graph, and what it does with them is differentiated there and then; the gradient
 Letters: n rows (anchors), m reference rows, d embedding, b rows of a tile, p positives.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -96,9 +97,10 @@ class Comparison:
         return of_x, of_y
 
     @cached_property
-    def _noise(self) -> Tensor:
-        of_x, of_y = self._squares
-        return ((of_x.amax() + of_y.amax()) * (_NOISE * torch.finfo(self._wide_y.dtype).eps)).to(self.x.dtype)
+    def _noise(self) -> float:
+        of_x, of_y = (squares.nan_to_num(0, 0, 0) for squares in self._squares)  # a bad row blurs no other
+        largest = of_x.amax() + (of_y.amax() if len(of_y) else 0)
+        return float(largest) * _NOISE * torch.finfo(self._wide_y.dtype).eps
 
     def distances(self, start: int, stop: int) -> Tensor:
         """(b, m) distances of rows start..stop, without gradient."""
@@ -109,7 +111,7 @@ class Comparison:
             return torch.mm(wide(x), self._wide_y.T).neg_().to(x.dtype)
         of_x, of_y = self._squares
         squared = torch.addmm(of_y, wide(x), self._wide_y.T, alpha=-2).add_(of_x[start:stop, None]).to(x.dtype)
-        squared.mul_(squared > self._noise)  # a product keeps a NaN
+        torch.threshold_(squared, self._noise, 0)  # a NaN stays one
         if self.distance == "cosine":
             of_x, of_y = self._zero_rows
             return squared.div_(2).add_(of_x[start:stop, None]).add_(of_y)
@@ -140,7 +142,7 @@ class _Gradient:
             self._add_manhattan(rows, weight)
             return
         if distance == "euclidean":
-            weight = weight.div_(tile.distances.detach()).masked_fill_(tile.distances.detach() == 0, 0)
+            weight = weight.div_(torch.threshold(tile.distances.detach(), 0, math.inf))  # no direction at distance 0
         elif distance == "squared":
             weight = weight.mul_(2)
         self.of_x[rows].addmm_(weight, self.y, alpha=-1)

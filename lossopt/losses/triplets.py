@@ -45,34 +45,31 @@ def soft_margin_triplet_loss(to_positive: Tensor, to_negative: Tensor) -> Tensor
 
 
 class Counted(NamedTuple):
-    """The hinge of a tile: total (0-dim, float64), its derivative (b, m), and how many triplets (0-dim)."""
+    """The hinge of a tile: total (0-dim, float64), its derivative (b, m), and how many triplets are active (0-dim)."""
 
     total: Tensor
     weight: Tensor
-    selected: Tensor
     active: Tensor
 
 
 def count_hinge(
-    distances: Tensor, columns: Tensor, filled: Tensor, negatives: Tensor, margin: float, select: Select
+    distances: Tensor, columns: Tensor, filled: Tensor, own_class: Tensor, margin: float, select: Select
 ) -> Counted:
     """Sum of max(0, d_k + margin - d_n) over the selected triplets of each row.
 
     Args:
         distances: (b, m).
         columns: (b, p) int64, positives of each row; filled: (b, p) bool, which of these places are.
-        negatives: (b, m) bool.
+        own_class: (b, q) int64, what is no negative of a row that has positives.
         margin: > 0.
         select: "all" triplets, the "semi-hard" (d_k < d_n < d_k + margin) or the "hard" ones (d_n <= d_k).
     """
     to_positive = distances.gather(1, columns).masked_fill(~filled, -math.inf)
-    to_negative = distances.masked_fill(~negatives, math.inf)
-    few = columns.shape[1] <= _FEW
-    total, nearer, weight = (_compare_with_each if few else _search_among)(to_positive, to_negative, margin, select)
+    to_negative = distances.scatter(1, own_class, math.inf)
+    count = _compare_with_each if columns.shape[1] <= _FEW else _search_among
+    total, nearer, weight = count(to_positive, to_negative, margin, select)
     weight.scatter_add_(1, columns, nearer.to(weight.dtype))
-    active = nearer.sum()
-    selected = (filled.sum(1) * negatives.sum(1)).sum() if select == "all" else active
-    return Counted(total, weight, selected, active)
+    return Counted(total, weight, nearer.sum())
 
 
 def _compare_with_each(
@@ -80,19 +77,20 @@ def _compare_with_each(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Total, (b, p) active negatives of each positive, (b, m) minus the active positives of each negative; p passes."""
     weight = torch.zeros_like(to_negative)
+    nearer = torch.zeros_like(to_positive)
     total = to_negative.new_zeros((), dtype=torch.float64)
-    nearer = []
     for k in range(to_positive.shape[1]):
         own = to_positive[:, k : k + 1]
-        excess = own + margin - to_negative
-        active = excess > 0
-        if select != "all":
-            active &= to_negative > own if select == "semi-hard" else to_negative <= own
-            excess = torch.where(active, excess, 0)
-        total += excess.clamp_(min=0).sum()
-        weight.add_(active)
-        nearer.append(active.count_nonzero(1))
-    return total, torch.stack(nearer, 1) if nearer else to_positive.long(), weight.neg_()
+        excess = (own + margin - to_negative).clamp_(min=0)
+        if select == "semi-hard":
+            excess *= to_negative > own
+        elif select == "hard":
+            excess *= to_negative <= own
+        total += excess.sum()
+        active = excess.sign_()
+        weight -= active
+        nearer[:, k] = active.sum(1)
+    return total, nearer, weight
 
 
 def _search_among(
@@ -132,6 +130,17 @@ class _Prepared(torch.autograd.Function):
         return weight * of_total.to(weight.dtype), None, None
 
 
+def classes_of(relation: Relation, loss: EmbeddingLoss) -> Classes:
+    """The relation, which has to be one of classes.
+
+    Raises:
+        TypeError: it is another.
+    """
+    if not isinstance(relation, Classes):
+        raise TypeError(f"{type(loss).__name__} compares Classes, got {type(relation).__name__}.")
+    return relation
+
+
 class TripletwiseLoss(EmbeddingLoss):
     """Interface of losses over triplets."""
 
@@ -152,19 +161,24 @@ class TripletwiseLoss(EmbeddingLoss):
         both = distances_at(x, y, anchor.repeat(2), torch.cat((positive, negative)), self.distance)
         return reduced(self.per_triplet(*both.chunk(2)), self.reduction)
 
-    def hinge(self, tile: Tile, relation: Relation, margin: float, select: Select, filled: Tensor | None) -> Terms:
-        """Terms of the tile's hinges; `filled`: (b, p) bool, those of the relation's positives that count, or None."""
-        columns, all_filled = relation.positives(tile.start, tile.stop)
-        negatives = relation.different(tile.start, tile.stop)
+    def hinge(
+        self, tile: Tile, classes: Classes, positives: tuple[Tensor, Tensor], margin: float, select: Select
+    ) -> Terms:
+        """Terms of the tile's hinges.
+
+        `positives`: columns and which are filled, (b, p) each. Negatives are the rows of other classes.
+        """
+        columns, filled = positives
+        own_class, _ = classes.of_class(tile.start, tile.stop)
         with torch.no_grad():
-            found = count_hinge(
-                tile.distances, columns, all_filled if filled is None else filled, negatives, margin, select
-            )
+            found = count_hinge(tile.distances, columns, filled, own_class, margin, select)
+        selected = found.active
+        if select == "all":
+            selected = (filled.sum(1) * classes.negative_count[tile.start : tile.stop]).sum()
         total = found.total
         if tile.distances.requires_grad:
             total = _Prepared.apply(tile.distances, total, found.weight)
-        count = found.active if self.reduction == "mean_active" else found.selected
-        return Terms(total, count, found.selected, found.active)
+        return Terms(total, found.active if self.reduction == "mean_active" else selected, selected, found.active)
 
 
 class TripletLoss(TripletwiseLoss):
@@ -203,8 +217,12 @@ class TripletLoss(TripletwiseLoss):
 
     def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
         """The selected triplets."""
-        comparison = Comparison(x, y, self.distance, relation)
-        return total_over_tiles(comparison, lambda tile: self.hinge(tile, relation, self.margin, self.select, None))
+        classes = classes_of(relation, self)
+
+        def terms(tile: Tile) -> Terms:
+            return self.hinge(tile, classes, tile.positives, self.margin, self.select)
+
+        return total_over_tiles(Comparison(x, y, self.distance, relation), terms)
 
 
 class SoftMarginTripletLoss(TripletwiseLoss):
@@ -227,13 +245,14 @@ class SoftMarginTripletLoss(TripletwiseLoss):
 
     def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
         """All triplets."""
+        classes = classes_of(relation, self)
 
         def terms(tile: Tile) -> Terms:
             columns, filled = tile.positives
-            negatives = tile.different
+            own_class, _ = classes.of_class(tile.start, tile.stop)
             with torch.no_grad():
-                total, weight = _soft_margin(tile.distances, columns, filled, negatives)
-            tuples = (filled.sum(1) * negatives.sum(1)).sum()
+                total, weight = _soft_margin(tile.distances, columns, filled, own_class)
+            tuples = (filled.sum(1) * classes.negative_count[tile.start : tile.stop]).sum()
             if tile.distances.requires_grad:
                 total = _Prepared.apply(tile.distances, total, weight)
             return Terms(total, tuples, tuples, tuples)
@@ -241,10 +260,10 @@ class SoftMarginTripletLoss(TripletwiseLoss):
         return total_over_tiles(Comparison(x, y, self.distance, relation), terms)
 
 
-def _soft_margin(distances: Tensor, columns: Tensor, filled: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Total of the tile, and its derivative (b, m)."""
+def _soft_margin(distances: Tensor, columns: Tensor, filled: Tensor, own_class: Tensor) -> tuple[Tensor, Tensor]:
+    """Total of the tile, and its derivative (b, m); arguments as of `count_hinge`."""
     to_positive = distances.gather(1, columns).masked_fill(~filled, -math.inf)
-    to_negative = distances.masked_fill(~negatives, math.inf)
+    to_negative = distances.scatter(1, own_class, math.inf)
     weight, of_positive = torch.zeros_like(distances), torch.zeros_like(to_positive)
     total = distances.new_zeros((), dtype=torch.float64)
     for k in range(columns.shape[1]):
@@ -287,18 +306,15 @@ class RankingHingeLoss(TripletwiseLoss):
 
     def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
         """All (anchor, more relevant, less relevant)."""
-        if not isinstance(relation, Levels):
-            raise TypeError(f"RankingHingeLoss compares Levels, got {type(relation).__name__}.")
-        levels = relation.levels
+        levels = relation.levels if isinstance(relation, Levels) else [classes_of(relation, self)]
 
         def terms(tile: Tile) -> Terms:
             parts = []
             for level, finer in zip(levels, [*levels[1:], None], strict=True):
-                filled = None
+                columns, filled = level.positives(tile.start, tile.stop)
                 if finer is not None:  # those that agree further are the positives of a finer level
-                    columns, filled = level.positives(tile.start, tile.stop)
                     filled &= finer.ref_labels[columns] != finer.labels[tile.start : tile.stop, None]
-                parts.append(self.hinge(tile, level, self.gap, "all", filled))
+                parts.append(self.hinge(tile, level, (columns, filled), self.gap, "all"))
             return Terms(*(torch.stack(part).sum() for part in zip(*parts, strict=True)))
 
         return total_over_tiles(Comparison(x, y, self.distance, relation), terms)

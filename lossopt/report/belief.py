@@ -7,7 +7,6 @@ import numpy as np
 
 from lossopt.report.findings import Findings
 from lossopt.report.page import percent
-from lossopt.report.record import RunRecord
 
 State = Literal["good", "doubtful", "bad"]
 _FEW_CLASSES = 20
@@ -158,8 +157,8 @@ def _suspects(findings: Findings) -> Check:
     )
 
 
-def health(findings: Findings, record: RunRecord | None) -> list[Sign]:
-    """The figures behind the checks, of the vectors and, where there is one, of the run."""
+def health(findings: Findings) -> list[Sign]:
+    """The figures behind the checks, of the vectors."""
     collapse, clustering = findings.result.collapse, findings.clustering
     signs = [
         Sign(
@@ -203,35 +202,4 @@ def health(findings: Findings, record: RunRecord | None) -> list[Sign]:
                 f"{percent(clustering.nmi)}.",
             )
         )
-    return signs + (_of_training(record) if record is not None else [])
-
-
-def _of_training(record: RunRecord) -> list[Sign]:
-    signs = []
-    if record.dead_steps is not None:
-        signs.append(
-            Sign(
-                "Steps with nothing to compare",
-                percent(record.dead_steps),
-                "Of the logged steps, those in which the miner found no pair or triplet: nothing was learnt in them.",
-            )
-        )
-    if record.gradient_norm is not None:
-        signs.append(
-            Sign(
-                "Gradient norm at the end",
-                f"{record.gradient_norm:.3g}",
-                "Length of the gradient over the last logged steps. Near 0 learning has stopped; growing, it diverges.",
-            )
-        )
-    if record.embedding_norm is not None:
-        signs.append(
-            Sign("Embedding norm at the end", f"{record.embedding_norm:.3g}", _norm_meaning(record.embedding_norm))
-        )
     return signs
-
-
-def _norm_meaning(norm: float) -> str:
-    if np.isclose(norm, 1.0, atol=5e-3):
-        return "Mean length of an embedding in training; 1 means that the network scales them to unit length."
-    return "Mean length of an embedding in training. It is not fixed to 1: near 0 they shrink to a point."

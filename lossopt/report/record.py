@@ -11,6 +11,7 @@ import yaml
 
 from lossopt.checkpoints import BEST, FOLDER, read_manifest
 from lossopt.errors import DataError
+from lossopt.health import HealthRecord, read_health
 from lossopt.tracking import read_metrics
 
 HIDDEN = "(path left out)"
@@ -21,7 +22,10 @@ _PATH = re.compile(
         """,
     re.VERBOSE,
 )
-_LAST_STEPS = 10
+_LOGGED = (
+    *("train/spread", "train/effective_rank", "train/gradient_norm", "train/embedding_norm"),
+    *("miner/tuples", "miner/share_active"),
+)
 
 
 class Measured(NamedTuple):
@@ -46,8 +50,8 @@ class RunRecord:
     name, seed, monitor: from the configuration. folder: its last part only.
     untrained: validation before the first step. best: validation at the kept checkpoint. Each None if not on record.
     steps, images, epochs: of training; images is None if no step was logged.
-    validation, loss: curves. dead_steps: share of the logged steps in which the miner found nothing, or None.
-    gradient_norm, embedding_norm: means over the last logged steps, None if there are none.
+    validation, loss: curves. logged: further curves of training by the key they were logged under ("train/spread").
+    health: what its health.json says; None without one.
     checkpoint_sha256: of the best checkpoint, "" if none is on record.
     config, environment: text. paths_hidden: whether a path was left out of `config`.
     """
@@ -63,9 +67,8 @@ class RunRecord:
     epochs: int
     validation: dict[str, Curve]
     loss: Curve
-    dead_steps: float | None
-    gradient_norm: float | None
-    embedding_norm: float | None
+    logged: dict[str, Curve]
+    health: HealthRecord | None
     checkpoint_sha256: str
     config: str
     environment: tuple[str, ...]
@@ -85,13 +88,12 @@ def read_record(folder: Path) -> RunRecord:
     rows: list[dict[str, Any]] = list(read_metrics(folder))
     config = _config(folder)
     text = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True, width=100)
-    steps = [row for row in rows if "train/loss" in row]
+    steps = [row for row in rows if "train/images" in row or "train/loss" in row]
     validations = [found for row in rows if (found := _validation(row)) is not None]
     kept = next((entry for entry in read_manifest(folder / FOLDER) if entry.file == BEST), None)
     best = None if kept is None else Measured(kept.step, kept.epoch, _plain(kept.metrics))
     per_step = _images_per_step(steps)
     last_step = int(rows[-1]["step"]) if rows else 0
-    tuples = _column(steps, "miner/tuples")
     scale = per_step or 1.0
     return RunRecord(
         name=str(config.get("name", "run")),
@@ -104,10 +106,9 @@ def read_record(folder: Path) -> RunRecord:
         images=None if per_step is None else round(last_step * per_step),
         epochs=max((found.epoch for found in validations), default=0),
         validation=_validation_curves(validations, scale),
-        loss=_curve([float(row["step"]) * scale for row in steps], [row["train/loss"] for row in steps]),
-        dead_steps=float((tuples == 0).mean()) if len(tuples) else None,
-        gradient_norm=_mean_of_last(steps, "train/gradient_norm"),
-        embedding_norm=_mean_of_last(steps, "train/embedding_norm"),
+        loss=_curve_of(steps, "train/loss", scale),
+        logged={name: _curve_of(steps, name, scale) for name in _LOGGED if any(name in row for row in steps)},
+        health=read_health(folder),
         checkpoint_sha256="" if kept is None else kept.sha256,
         config=text,
         environment=tuple(
@@ -185,11 +186,9 @@ def _curve(x: list[float], y: list[float]) -> Curve:
     return Curve(np.array([a for a, _ in kept]), np.array([b for _, b in kept]))
 
 
-def _column(steps: list[dict[str, Any]], name: str) -> np.ndarray:
-    values = np.array([float(row[name]) for row in steps if name in row])
-    return values[np.isfinite(values)]
-
-
-def _mean_of_last(steps: list[dict[str, Any]], name: str) -> float | None:
-    values = _column(steps, name)[-_LAST_STEPS:]
-    return float(values.mean()) if len(values) else None
+def _curve_of(steps: list[dict[str, Any]], name: str, scale: float) -> Curve:
+    """What was logged under a name, over the steps, or over the images seen, that have it."""
+    there = [row for row in steps if name in row]
+    # a batch with nothing to compare is seen, but makes no step
+    x = [float(row.get("train/images", row["step"] * scale)) for row in there]
+    return _curve(x, [row[name] for row in there])

@@ -18,11 +18,13 @@ from lossopt.report.page import render, write_page
 from lossopt.report.record import RunRecord, read_record, without_paths
 from lossopt.report.space import Distances, MapView, distances_view, map_view
 from lossopt.report.thumbnails import FilePictures, Pictures, TablePictures, Thumbnails
+from lossopt.report.training import TrainingView, training_check, training_view
 from lossopt.report.words import definitions, distance_name, measured
 
 REPORT = "report.html"
 _CONTENTS = (
     *(("result", "Result"), ("belief", "Believe it?"), ("measured", "What was measured"), ("curves", "Curves")),
+    ("training", "Training"),
     *(("classes", "Classes"), ("confusions", "Confusions"), ("galleries", "What it finds"), ("distances", "Distances")),
     *(("map", "Map"), ("doubts", "Look again"), ("health", "Health"), ("definitions", "Definitions")),
     ("repeat", "Repeat it"),
@@ -109,6 +111,7 @@ class Page:
     recall: Chart
     figures: figures.FigureTable
     learning: list[Chart]
+    training: TrainingView | None
     classes: ClassTable
     breakdowns: list[PartTable]
     confusions: PairCards
@@ -180,7 +183,7 @@ def page_of(findings: Findings, pictures: Pictures, subject: Subject) -> Page:
         where=subject.where,
         checkpoint=subject.checkpoint,
         description=subject.description,
-        contents=_CONTENTS,
+        contents=[entry for entry in _CONTENTS if record is not None or entry[0] != "training"],
         headline=figures.headline(findings),
         seconds=figures.seconds(findings),
         withheld=belief.withheld(findings),
@@ -191,11 +194,12 @@ def page_of(findings: Findings, pictures: Pictures, subject: Subject) -> Page:
         ],
         split_tag=_split_tag(subject.class_disjoint),
         left_out=_left_out(findings),
-        checks=belief.checks(findings, subject.class_disjoint),
+        checks=belief.checks(findings, subject.class_disjoint) + training_check(record),
         measured=measured(findings),
         recall=figures.recall_chart(findings, record),
         figures=figures.figure_table(findings, record),
         learning=[] if record is None else figures.learning_charts(record, findings.headline),
+        training=None if record is None else training_view(record),
         classes=class_table(findings, pictures),
         breakdowns=part_tables(findings),
         confusions=pair_cards(findings, album),
@@ -204,7 +208,7 @@ def page_of(findings: Findings, pictures: Pictures, subject: Subject) -> Page:
         distances=distances_view(findings),
         map=map_view(findings, pictures),
         doubts=doubts_view(findings, album),
-        health=belief.health(findings, record),
+        health=belief.health(findings),
         definitions=definitions(findings),
         repeat=subject.repeat,
     )

@@ -5,6 +5,7 @@ rows, q queries, g gallery items, d dimensions, c classes.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,6 +56,36 @@ class Collapse:
         return bool(self.reasons)
 
 
+class Shape(NamedTuple):
+    """How widely vectors lie: `spread` and `effective_rank` as in `Collapse`; `reasons`: the signs that they tell."""
+
+    spread: float
+    effective_rank: float
+    reasons: tuple[str, ...]
+
+
+def measure_shape(vectors: np.ndarray, classes: int, distance: Distance = "euclidean") -> Shape:
+    """Whether vectors are nearly equal, or lie nearly on a line; what `measure_collapse` asks without any labels.
+
+    Args:
+        vectors: (m, d) finite floats.
+        classes: how many there are among them.
+        distance: that they are compared by; lengths count unless it is the cosine.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    unit, lengths_too = unit_length(vectors), _without_outliers(vectors)
+    spread, rank, plain_rank = _spread(unit), _effective_rank(unit), _effective_rank(lengths_too)
+    broad = spread if distance == "cosine" else max(spread, _spread(lengths_too))
+    expected = min(vectors.shape[1], classes - 1)
+    signs = {
+        f"the vectors are nearly equal (spread {broad:.2g})": broad < _SPREAD * np.sqrt(rank),
+        f"the vectors lie nearly on a line (effective rank {plain_rank:.2f})": (
+            plain_rank < min(_RANK, _LOWEST_RANK + _RANK_STEP * (expected - 2))
+        ),
+    }
+    return Shape(spread, rank, tuple(words for words, raised in signs.items() if raised))
+
+
 def measure_collapse(
     embeddings: np.ndarray, task: Task, distance: Distance = "euclidean", sample: int = 2_000
 ) -> Collapse:
@@ -78,22 +109,14 @@ def measure_collapse(
         raise EvaluationError("An embedding is NaN or infinite, which is no collapse; evaluation says which rows.")
     unit = unit_length(vectors)
     rows = np.linspace(0, len(unit) - 1, min(sample, len(unit))).astype(np.int64)
-    shape, lengths_too = unit[rows], _without_outliers(vectors[rows])
-    spread, rank = _spread(shape), _effective_rank(shape)
-    broad = spread if distance == "cosine" else max(spread, _spread(lengths_too))
-    plain_rank = _effective_rank(lengths_too)
+    shape = measure_shape(vectors[rows], len(np.unique(part.labels)), distance)
     by_angle = nearest(unit, part, part.query_rows, 2)
     tie_share, mixed_ties = _ties(
         by_angle if distance == "cosine" else nearest(vectors, part, part.query_rows, 2), part
     )
     gap, beyond_chance = _precision_gap(unit, by_angle.rows[:, 0], part)
     zero_rows = _count_zero_rows(embeddings)
-    expected = min(embeddings.shape[1], len(np.unique(part.labels)) - 1)
     signs = {
-        f"the vectors are nearly equal (spread {broad:.2g})": broad < _SPREAD * np.sqrt(rank),
-        f"the vectors lie nearly on a line (effective rank {plain_rank:.2f})": (
-            plain_rank < min(_RANK, _LOWEST_RANK + _RANK_STEP * (expected - 2))
-        ),
         f"{mixed_ties:.1%} of the queries have equally near items of several classes": mixed_ties > _MIXED_TIES,
         f"float32 inner products change recall@1 by {100 * gap:.1f} points": gap > _GAP and beyond_chance,
         f"{zero_rows:,} vectors are zero": zero_rows > _ZERO_ROWS * len(embeddings),
@@ -101,13 +124,13 @@ def measure_collapse(
     return Collapse(
         tie_share=tie_share,
         mixed_ties=mixed_ties,
-        mean_cosine=_mean_cosine(shape),
-        spread=spread,
-        effective_rank=rank,
+        mean_cosine=_mean_cosine(unit[rows]),
+        spread=shape.spread,
+        effective_rank=shape.effective_rank,
         zero_rows=zero_rows,
         duplicates=duplicate_share(first_equal_row(embeddings)),
         precision_gap=gap,
-        reasons=tuple(words for words, raised in signs.items() if raised),
+        reasons=(*shape.reasons, *(words for words, raised in signs.items() if raised)),
     )
 
 

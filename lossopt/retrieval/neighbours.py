@@ -5,6 +5,7 @@ Letters: n rows, q queries, k neighbours, d dimensions.
 
 import numpy as np
 
+from lossopt.retrieval.factory import FLAT
 from lossopt.retrieval.index import Distance, NeighbourIndex, Neighbours
 from lossopt.retrieval.task import Task
 
@@ -19,6 +20,9 @@ def nearest(
     k: int,
     distance: Distance = "euclidean",
     query_embeddings: np.ndarray | None = None,
+    factory: str = FLAT,
+    parameters: str = "",
+    left_out: int = 0,
 ) -> Neighbours:
     """The k nearest gallery rows of each query, without itself and without what the task leaves out.
 
@@ -29,6 +33,8 @@ def nearest(
         k: neighbours.
         distance: "euclidean" or "cosine" (1 - cosine similarity).
         query_embeddings: (q, d) what to ask with instead of the rows' own embeddings.
+        factory, parameters: of the `NeighbourIndex` that proposes; what an approximate one does not find is missing.
+        left_out: how many near rows the task may leave out of an answer, as a guess; a poor one costs time only.
 
     Returns:
         distances: (q, k) float64, ascending, inf past the end; rows: (q, k) row numbers of `embeddings`, -1 past the
@@ -42,10 +48,10 @@ def nearest(
     centre = np.median(gallery[part] * scales[1][part, None], axis=0).astype(np.float64)
     largest = max(_reach(gallery, scales[1], centre), _reach(asked, scales[0], centre))
     shrink = 2.0 ** -np.ceil(np.log2(largest)) if largest > 1e-150 else 1.0
-    index = NeighbourIndex(_around(gallery, scales[1], centre, shrink), "euclidean")
+    index = NeighbourIndex(_around(gallery, scales[1], centre, shrink), "euclidean", factory, parameters)
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     distances = np.full((len(queries), k), np.inf)
-    pending, length = np.arange(len(queries)), k + _SLACK
+    pending, length = np.arange(len(queries)), k + left_out + _SLACK
     while len(pending):
         length = min(length, len(gallery))
         unfinished = []
@@ -55,14 +61,14 @@ def nearest(
             found = index.search(_around(asked[some], scales[0][some], centre, shrink), length).rows
             items = task.gallery_rows[found]
             exact = _distances(asked[some] * scales[0][some, None], gallery, scales[1], found)
-            exact[task.left_out(queries[some], items)] = np.inf
+            exact[task.left_out(queries[some], items) | (found < 0)] = np.inf
             order = np.lexsort((items, exact), axis=1)[:, :k]
             exact = np.take_along_axis(exact, order, axis=1)
             there = order.shape[1]
             distances[some, :there] = exact
             rows[some, :there] = np.where(np.isfinite(exact), np.take_along_axis(items, order, axis=1), -1)
-            if length < len(gallery):
-                unfinished.append(some[~np.isfinite(exact[:, -1])])
+            if length < len(gallery):  # an index that gave fewer than asked for has no more to give
+                unfinished.append(some[~np.isfinite(exact[:, -1]) & (found >= 0).all(axis=1)])
         pending = np.concatenate(unfinished) if unfinished else pending[:0]
         length *= 4
     return Neighbours(distances / 2 if distance == "cosine" else np.sqrt(distances), rows)

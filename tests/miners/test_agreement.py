@@ -23,14 +23,9 @@ PML_MINERS = {
     "TripletMarginMiner": "triplets",
     "UniformHistogramMiner": "pairs",
 }
-OUR_MINERS = [
-    miners.BatchHardMiner,
-    miners.EasyPositiveMiner,
-    miners.HardPairMiner,
-    miners.RandomPairMiner,
-    miners.RandomTripletMiner,
-    miners.SemiHardMiner,
-]
+OUR_MINERS = [getattr(miners, name) for name in miners.__all__ if name.endswith("Miner")]
+OUR_PAIR_MINERS = ", ".join(sorted(m.__name__ for m in OUR_MINERS if m.tuples == "pairs"))
+OUR_TRIPLET_MINERS = ", ".join(sorted(m.__name__ for m in OUR_MINERS if m.tuples == "triplets"))
 TUPLE_LOSSES = [
     pml_losses.AngularLoss,
     pml_losses.CircleLoss,
@@ -82,11 +77,23 @@ def test_our_miners_drop_into_their_losses(make, make_loss):
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize("name", sorted({*losses.__all__} - {"CrossBatchMemory"}))
 def test_our_losses_declare_themselves_and_need_positives(name):
     loss_fn = getattr(losses, name)()
     assert tuples_of(loss_fn) == type(loss_fn).tuples
     assert needs_positives(loss_fn)
+    for accepts in ("pairs", "triplets"):
+        if loss_fn.tuples in (accepts, "batch"):
+            check_agreement("Net", accepts, loss_fn, None)
+            continue
+        with pytest.raises(ConfigError, match=f"its loss {name} consumes"):
+            check_agreement("Net", accepts, loss_fn, None)
+
+
+def test_a_memory_consumes_what_its_loss_does():
+    assert tuples_of(losses.CrossBatchMemory(losses.TripletLoss(), 8)) == "triplets"
+    with pytest.raises(ConfigError, match="CrossBatchMemory consumes triplets"):
+        check_agreement("Net", "pairs", losses.CrossBatchMemory(losses.TripletLoss(), 8), None)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +126,7 @@ def test_a_learnt_margin_is_no_proxy():
             losses.TripletLoss(),
             miners.HardPairMiner(),
             r"^Net trains on triplets \(anchor, positive, negative\), but its miner HardPairMiner returns pairs "
-            ".*Use one of BatchHardMiner, EasyPositiveMiner, RandomTripletMiner, SemiHardMiner, or another miner that",
+            f".*Use one of {OUR_TRIPLET_MINERS}, or another miner that",
         ),
         (
             "triplets",
@@ -131,14 +138,14 @@ def test_a_learnt_margin_is_no_proxy():
             "pairs",
             losses.ContrastiveLoss(),
             pml_miners.TripletMarginMiner(),
-            "TripletMarginMiner returns triplets .*Use one of HardPairMiner, RandomPairMiner, or",
+            f"TripletMarginMiner returns triplets .*Use one of {OUR_PAIR_MINERS}, or",
         ),
         (
             "triplets",
             losses.ContrastiveLoss(),
             None,
             "loss ContrastiveLoss consumes pairs .*RankingHingeLoss, SoftMarginTripletLoss, TripletLoss, or another "
-            "loss that consumes triplets.$",
+            "loss that consumes triplets(; or one that looks at whole rows: .*SmoothAPLoss.*)?[.]$",
         ),
         ("pairs", losses.RankingHingeLoss(), None, "RankingHingeLoss consumes triplets .*ContrastiveLoss, Cosine"),
     ],
@@ -146,6 +153,90 @@ def test_a_learnt_margin_is_no_proxy():
 def test_disagreement_is_refused_with_the_choices(accepts, loss_fn, miner, message):
     with pytest.raises(ConfigError, match=message):
         check_agreement("Net", accepts, loss_fn, miner)
+
+
+class WholeRows(torch.nn.Module):
+    """A stranger's loss that declares to look at whole rows."""
+
+    tuples = "batch"
+
+    def forward(self, embeddings, labels, indices_tuple=None):
+        return embeddings.sum()
+
+
+@pytest.mark.parametrize("accepts", ["pairs", "triplets"])
+def test_losses_on_whole_rows_go_with_every_network_and_no_miner(accepts):
+    check_agreement("Net", accepts, WholeRows(), None)
+    miner = miners.HardPairMiner() if accepts == "pairs" else miners.BatchHardMiner()
+    fitting = "ContrastiveLoss" if accepts == "pairs" else "TripletLoss"
+    message = (
+        f"Net's loss WholeRows looks at whole rows.*takes no indices. Leave out the miner {type(miner).__name__}, "
+    )
+    with pytest.raises(ConfigError, match=f"{message}or take a loss that consumes {accepts}: .*{fitting}"):
+        check_agreement("Net", accepts, WholeRows(), miner)
+
+
+TAKES_NO_INDICES = {
+    "InstanceLoss": pml_losses.InstanceLoss(),
+    "MultipleLosses": pml_losses.MultipleLosses([pml_losses.NCALoss()], miners=[pml_miners.BatchHardMiner()]),
+    "P2SGradLoss": pml_losses.P2SGradLoss(8, 4),
+    "PNPLoss": pml_losses.PNPLoss(),
+    "RankedListLoss": pml_losses.RankedListLoss(margin=1.0, Tn=1.0),
+}
+WEIGHED_BY_A_MINER = [
+    pml_losses.SmoothAPLoss(),
+    pml_losses.FastAPLoss(),
+    pml_losses.NCALoss(),
+    pml_losses.ProxyAnchorLoss(4, 8),
+    pml_losses.ArcFaceLoss(4, 8),
+    pml_losses.SoftTripleLoss(4, 8),
+    pml_losses.NPairsLoss(),
+    pml_losses.DynamicSoftMarginLoss(),
+    pml_losses.CrossBatchMemory(pml_losses.ContrastiveLoss(), 8, 64),
+]
+TAKES_NO_LABELS = [
+    pml_losses.VICRegLoss(),
+    pml_losses.ManifoldLoss(l=8),
+    pml_losses.SelfSupervisedLoss(pml_losses.TripletMarginLoss()),
+]
+
+
+def named(component):
+    return type(component).__name__
+
+
+@pytest.mark.parametrize(("name", "loss_fn"), TAKES_NO_INDICES.items())
+@pytest.mark.parametrize(
+    ("accepts", "miner"), [("pairs", miners.HardPairMiner()), ("triplets", miners.BatchHardMiner())]
+)
+def test_their_losses_that_take_no_indices_take_no_miner(name, loss_fn, accepts, miner):
+    check_agreement("Net", accepts, loss_fn, None)
+    with pytest.raises(
+        ConfigError, match=f"{name} takes no {accepts} of a miner .* Leave out the miner {named(miner)}"
+    ):
+        check_agreement("Net", accepts, loss_fn, miner)
+
+
+@pytest.mark.parametrize("loss_fn", WEIGHED_BY_A_MINER, ids=named)
+def test_their_losses_that_a_miner_weighs_take_one(loss_fn):
+    for accepts, miner in (("pairs", miners.HardPairMiner()), ("triplets", miners.BatchHardMiner())):
+        check_agreement("Net", accepts, loss_fn, None)
+        check_agreement("Net", accepts, loss_fn, miner)
+        assert loss_fn(*batch(), miner(*batch())).isfinite()
+
+
+@pytest.mark.parametrize("loss_fn", TAKES_NO_LABELS, ids=named)
+def test_their_losses_on_two_views_are_refused(loss_fn):
+    with pytest.raises(ConfigError, match=f"{named(loss_fn)} takes no labels.* Take a loss that consumes triplets: "):
+        check_agreement("Net", "triplets", loss_fn, None)
+
+
+def test_a_loss_that_nobody_can_tell_anything_about_is_accepted():
+    class OfAnotherSize(torch.nn.Linear):
+        def forward(self, embeddings, labels, indices_tuple=None):
+            return super().forward(embeddings[:, :77]).sum()
+
+    check_agreement("Net", "triplets", OfAnotherSize(77, 1), miners.BatchHardMiner())
 
 
 class Restless(torch.nn.Module):

@@ -1,9 +1,8 @@
 """Each miner against its definition typed out over itertools, on distances of small integers: full of ties."""
 
-import copy
 import itertools
 import math
-from collections import Counter
+from unittest import mock
 
 import pytest
 import torch
@@ -12,173 +11,220 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import distances as pml_distances
 from pytorch_metric_learning import miners as pml_miners
 
+from lossopt.losses import tiles
 from lossopt.miners import (
+    AllPairsMiner,
+    AllTripletsMiner,
+    AngularMiner,
     BatchHardMiner,
     EasyPositiveMiner,
+    HardMiner,
     HardPairMiner,
-    RandomPairMiner,
-    RandomTripletMiner,
+    MultiSimilarityMiner,
+    RankWindowMiner,
     SemiHardMiner,
 )
 
 BIG = 2**24
-label_lists = st.lists(st.sampled_from([-1, 0, 1, BIG, BIG + 1]), min_size=0, max_size=9)
+LABELS = st.sampled_from([-1, 0, 1, BIG, BIG + 1])
+
+
+class Case:
+    """A batch with or without a reference, told in plain lists; `mine` asks a miner, the rest is the definition."""
+
+    def __init__(self, rows, labels, groups, reference, own, rule, rows_per_tile):
+        self.rows, self.labels, self.groups = rows, labels, groups
+        self.reference, self.own, self.rule, self.rows_per_tile = reference, own, rule, rows_per_tile
+        self.ref_rows, self.ref_labels, self.ref_groups = reference or (rows, labels, groups)
+        self.anchors = range(len(labels))
+        self.d = [[sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) for v in self.ref_rows] for u in rows]
+
+    def mine(self, make, *arguments, **settings):
+        miner = make(*arguments, groups=self.rule, **settings)
+        x, reference = matrix(self.rows), None if self.reference is None else matrix(self.ref_rows)
+        given = {"groups": torch.tensor(self.groups, dtype=torch.int64)}
+        if reference is not None:
+            given |= {"ref_groups": torch.tensor(self.ref_groups, dtype=torch.int64), "own": self.own}
+        ref_labels = None if reference is None else torch.tensor(self.ref_labels, dtype=torch.int64)
+        cells = self.rows_per_tile * max(1, len(self.ref_labels))
+        with mock.patch.object(tiles, "_CELLS_CPU", cells):
+            return miner(x, torch.tensor(self.labels, dtype=torch.int64), reference, ref_labels, **given)
+
+    def positives(self, a):
+        return [p for p, label in enumerate(self.ref_labels) if label == self.labels[a] and not self.itself(a, p)]
+
+    def itself(self, a, p):
+        return p == a if self.reference is None else self.own is not None and p == self.own + a
+
+    def negatives(self, a):
+        allowed = {"any": (True, False), "same": (True,), "other": (False,)}[self.rule]
+        return [
+            n
+            for n, label in enumerate(self.ref_labels)
+            if label != self.labels[a] and (self.ref_groups[n] == self.groups[a]) in allowed
+        ]
+
+    def triplets(self):
+        return [(a, p, n) for a in self.anchors for p in self.positives(a) for n in self.negatives(a)]
+
+
+def matrix(rows):
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 2)
 
 
 @st.composite
-def batches(draw):
+def cases(draw):
     """Labels with lone, negative and huge ids; rows from a 3 x 3 grid, so that duplicates and ties are the rule."""
-    labels = draw(label_lists)
-    rows = draw(st.lists(st.tuples(*[st.integers(0, 2)] * 2), min_size=len(labels), max_size=len(labels)))
-    return rows, labels
+
+    def batch(most):
+        labels = draw(st.lists(LABELS, max_size=most))
+        grid = st.lists(st.tuples(*[st.integers(0, 2)] * 2), min_size=len(labels), max_size=len(labels))
+        groups = st.lists(st.sampled_from([BIG, BIG + 1, -7]), min_size=len(labels), max_size=len(labels))
+        return draw(grid), labels, draw(groups)
+
+    own_rows, kind = batch(8), draw(st.sampled_from(["batch", "reference", "own"]))
+    reference, own = (None, None) if kind == "batch" else (batch(6), None)
+    if kind == "own":
+        before, after = reference, batch(2)
+        reference = tuple(a + b + c for a, b, c in zip(before, own_rows, after, strict=True))
+        own = len(before[1])
+    return Case(*own_rows, reference, own, draw(st.sampled_from(["any", "other", "same"])), draw(st.integers(1, 9)))
 
 
-def squared(rows):
-    return [[sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) for v in rows] for u in rows]
-
-
-def tensors(rows, labels):
-    return torch.tensor(rows, dtype=torch.float32).reshape(len(labels), 2), torch.tensor(labels, dtype=torch.int64)
+every_case = lambda test: settings(max_examples=50, deadline=None)(given(cases())(test))  # noqa: E731
 
 
 def as_list(columns):
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def positives_of(a, labels):
-    return [p for p in range(len(labels)) if p != a and labels[p] == labels[a]]
+def same_tuples(found, wanted):
+    """The very tuples, and in order: all miners but rank-window give them by anchor, positive, negative."""
+    assert as_list(found) == sorted(wanted)
 
 
-def negatives_of(a, labels):
-    return [n for n in range(len(labels)) if labels[n] != labels[a]]
-
-
-def semi_hard_by_definition(d, labels, margin):
-    return {
-        (a, p, n)
-        for a, p, n in itertools.permutations(range(len(labels)), 3)
-        if labels[a] == labels[p] and labels[a] != labels[n] and d[a][p] < d[a][n] < d[a][p] + margin
-    }
-
-
-@settings(max_examples=60, deadline=None)
-@given(batches())
-def test_batch_hard(batch):
-    rows, labels = batch
-    d, wanted = squared(rows), []
-    for a in range(len(labels)):
-        positives, negatives = positives_of(a, labels), negatives_of(a, labels)
-        if positives and negatives:
-            wanted.append((a, max(positives, key=lambda p: d[a][p]), min(negatives, key=lambda n: d[a][n])))
-    assert as_list(BatchHardMiner("squared")(*tensors(rows, labels))) == wanted
-
-
-@settings(max_examples=60, deadline=None)
-@given(batches())
-def test_hard_pairs(batch):
-    rows, labels = batch
-    d = squared(rows)
-    found = HardPairMiner("squared")(*tensors(rows, labels))
-    anchors = range(len(labels))
-    assert as_list(found[:2]) == [
-        (a, max(positives_of(a, labels), key=d[a].__getitem__)) for a in anchors if positives_of(a, labels)
+@every_case
+def test_batch_hard(case):
+    wanted = [
+        (a, max(case.positives(a), key=case.d[a].__getitem__), min(case.negatives(a), key=case.d[a].__getitem__))
+        for a in case.anchors
+        if case.positives(a) and case.negatives(a)
     ]
-    assert as_list(found[2:]) == [
-        (a, min(negatives_of(a, labels), key=d[a].__getitem__)) for a in anchors if negatives_of(a, labels)
-    ]
+    same_tuples(case.mine(BatchHardMiner, "squared"), wanted)
+    active = [(a, p, n) for a, p, n in wanted if case.d[a][n] < case.d[a][p] + 2]
+    same_tuples(case.mine(BatchHardMiner, "squared", margin=2.0), active)
 
 
-@settings(max_examples=60, deadline=None)
-@given(batches(), st.sampled_from([0.5, 1.0, 2.0, 100.0]))
-def test_semi_hard(batch, margin):
-    rows, labels = batch
-    d = [
-        [sum(abs(a - b) for a, b in zip(u, v, strict=True)) for v in rows] for u in rows
-    ]  # exact, so the band's ends are
-    x = tensors(rows, labels)
-    wanted = semi_hard_by_definition(d, labels, margin)
-    found = as_list(SemiHardMiner(margin, "all", "manhattan")(*x))
-    assert set(found) == wanted
-    assert len(found) == len(wanted)
+@every_case
+def test_hard_pairs(case):
+    found = case.mine(HardPairMiner, "squared")
+    same_tuples(
+        found[:2],
+        [(a, max(case.positives(a), key=case.d[a].__getitem__)) for a in case.anchors if case.positives(a)],
+    )
+    same_tuples(
+        found[2:],
+        [(a, min(case.negatives(a), key=case.d[a].__getitem__)) for a in case.anchors if case.negatives(a)],
+    )
 
+
+def check_band(case, make, wanted, *arguments):
+    """All of the band, the hardest of each pair, and one at random."""
+    same_tuples(case.mine(make, *arguments, "all", "squared"), wanted)
     by_pair = {}
     for a, p, n in sorted(wanted):
         by_pair.setdefault((a, p), []).append(n)
-    hardest = {(a, p, min(ns, key=d[a].__getitem__)) for (a, p), ns in by_pair.items()}
-    assert set(as_list(SemiHardMiner(margin, "hardest", "manhattan")(*x))) == hardest
-
-    drawn = as_list(SemiHardMiner(margin, "random", "manhattan", seed=len(labels))(*x))
-    assert set(drawn) <= wanted
-    assert sorted((a, p) for a, p, _ in drawn) == sorted(by_pair)
-
-
-@settings(max_examples=60, deadline=None)
-@given(batches(), st.sampled_from(["semi-hard", "hard"]))
-def test_easy_positive(batch, kind):
-    rows, labels = batch
-    d, wanted = squared(rows), []
-    for a in range(len(labels)):
-        if not positives_of(a, labels):
-            continue
-        p = min(positives_of(a, labels), key=d[a].__getitem__)
-        negatives = [n for n in negatives_of(a, labels) if kind == "hard" or d[a][n] > d[a][p]]
-        if negatives:
-            wanted.append((a, p, min(negatives, key=d[a].__getitem__)))
-    assert as_list(EasyPositiveMiner(kind, "squared")(*tensors(rows, labels))) == wanted
+    hardest = [(a, p, min(ns, key=case.d[a].__getitem__)) for (a, p), ns in by_pair.items()]
+    same_tuples(case.mine(make, *arguments, "hardest", "squared"), hardest)
+    drawn = as_list(case.mine(make, *arguments, "random", "squared", seed=3))
+    assert set(drawn) <= set(wanted)
+    assert [(a, p) for a, p, _ in drawn] == sorted(by_pair)
 
 
-@settings(max_examples=60, deadline=None)
-@given(batches(), st.sampled_from([1, 2, 5, 1000]), st.integers(0, 99))
-def test_random_triplets_are_valid_different_and_as_many_as_asked(batch, per_anchor, seed):
-    rows, labels = batch
-    found = as_list(RandomTripletMiner(per_anchor, seed)(*tensors(rows, labels)))
-    every = {(a, p, n) for a in range(len(labels)) for p in positives_of(a, labels) for n in negatives_of(a, labels)}
-    assert set(found) <= every
-    assert len(set(found)) == len(found)
-    counts, possible = Counter(a for a, _, _ in found), Counter(a for a, _, _ in every)
-    assert counts == {a: min(per_anchor, count) for a, count in possible.items()}
-    for a in counts:  # used as evenly as can be
-        for column in (1, 2):
-            uses = Counter(triplet[column] for triplet in found if triplet[0] == a)
-            rest = positives_of(a, labels) if column == 1 else negatives_of(a, labels)
-            assert max(uses.values()) - min(uses[row] for row in rest) <= 1
+@every_case
+def test_semi_hard(case):
+    for margin in (0.5, 1.0, 2.0, 100.0):
+        d = case.d
+        check_band(
+            case,
+            SemiHardMiner,
+            [t for t in case.triplets() if d[t[0]][t[1]] < d[t[0]][t[2]] < d[t[0]][t[1]] + margin],
+            margin,
+        )
 
 
-@settings(max_examples=60, deadline=None)
-@given(batches(), st.sampled_from([1, 2, 1000]), st.sampled_from([1, 3, 1000]))
-def test_random_pairs_are_valid_different_and_as_many_as_asked(batch, of_same, of_different):
-    rows, labels = batch
-    found = RandomPairMiner(of_same, of_different)(*tensors(rows, labels))
-    for pairs, choose, most in (
-        (as_list(found[:2]), positives_of, of_same),
-        (as_list(found[2:]), negatives_of, of_different),
-    ):
-        assert len(set(pairs)) == len(pairs)
-        assert all(partner in choose(a, labels) for a, partner in pairs)
-        wanted = {a: min(most, len(choose(a, labels))) for a in range(len(labels)) if choose(a, labels)}
-        assert Counter(a for a, _ in pairs) == wanted
+@every_case
+def test_hard(case):
+    check_band(case, HardMiner, [(a, p, n) for a, p, n in case.triplets() if case.d[a][n] <= case.d[a][p]])
 
 
-@pytest.mark.parametrize("kind", ["triplets", "pairs", "semi-hard"])
-def test_random_choice_is_even(kind):
-    """2,000 draws for anchor 0, with 2 positives and 4 negatives: each count within five standard deviations."""
-    x = torch.tensor([[0.0, 0], [1, 0], [1, 0], [2, 0], [2, 0], [0, 2], [0, 2]])
-    labels = torch.tensor([0, 0, 0, 1, 2, 3, 4])
-    miner = {
-        "triplets": RandomTripletMiner(),
-        "pairs": RandomPairMiner(),
-        "semi-hard": SemiHardMiner(100, "random"),
-    }[kind]
-    counts = Counter()
-    for _ in range(2000):
-        found = miner(x, labels)
-        anchors, negatives = (found[2], found[3]) if kind == "pairs" else (found[0], found[2])
-        counts[negatives[anchors == 0][0].item()] += 1
-    assert set(counts) == {3, 4, 5, 6}
-    assert all(abs(count - 500) < 5 * math.sqrt(2000 * 0.25 * 0.75) for count in counts.values())
+@every_case
+def test_easy_positive(case):
+    for kind in ("semi-hard", "hard"):
+        wanted = []
+        for a in case.anchors:
+            if not case.positives(a):
+                continue
+            p = min(case.positives(a), key=case.d[a].__getitem__)
+            negatives = [n for n in case.negatives(a) if kind == "hard" or case.d[a][n] > case.d[a][p]]
+            if negatives:
+                wanted.append((a, p, min(negatives, key=case.d[a].__getitem__)))
+        same_tuples(case.mine(EasyPositiveMiner, kind, "squared"), wanted)
 
 
-RANDOM = [RandomTripletMiner(2, seed=5), RandomPairMiner(2, 2, seed=5), SemiHardMiner(5.0, "random", seed=5)]
+@every_case
+def test_all_triplets(case):
+    found = as_list(case.mine(AllTripletsMiner))
+    assert len(found) == len(set(found))
+    assert set(found) == set(case.triplets())
+    active = [(a, p, n) for a, p, n in case.triplets() if case.d[a][n] < case.d[a][p] + 2]
+    same_tuples(case.mine(AllTripletsMiner, margin=2.0, distance="squared"), active)
+
+
+@every_case
+def test_all_pairs(case):
+    found = case.mine(AllPairsMiner)
+    for columns, partners in ((found[:2], case.positives), (found[2:], case.negatives)):
+        assert sorted(as_list(columns)) == [(a, partner) for a in case.anchors for partner in partners(a)]
+
+
+@every_case
+def test_multi_similarity(case):
+    for epsilon in (0.0, 1.0, 1.5):
+        found = case.mine(MultiSimilarityMiner, epsilon, "squared")
+        d, wanted = case.d, ([], [])
+        for a in case.anchors:
+            for p, n in itertools.product(case.positives(a), case.negatives(a)):
+                if d[a][p] > d[a][n] - epsilon:  # with one of the other kind the inequality holds
+                    wanted[0].append((a, p))
+                    wanted[1].append((a, n))
+        same_tuples(found[:2], set(wanted[0]))
+        same_tuples(found[2:], set(wanted[1]))
+
+
+@every_case
+def test_rank_window(case):
+    for skip, window in ((0, 1), (1, 2), (2, 100)):
+        by_anchor = {a: sorted(case.negatives(a), key=case.d[a].__getitem__) for a in case.anchors}
+        ranked = {a: negatives[skip : skip + window] for a, negatives in by_anchor.items()}
+        for kind, choose in (("all", list), ("hardest", max), ("easiest", min)):
+            wanted = []
+            for a in case.anchors:
+                chosen = case.positives(a)
+                if kind != "all" and chosen:
+                    chosen = [choose(chosen, key=case.d[a].__getitem__)]
+                wanted += [(a, p, n) for p in chosen for n in ranked[a]]
+            assert as_list(case.mine(RankWindowMiner, skip, window, kind, distance="squared")) == wanted
+        drawn = as_list(case.mine(RankWindowMiner, skip, window, "random", 1, "squared", seed=5))
+        assert [a for a, _, _ in drawn] == [a for a in case.anchors if case.positives(a) and ranked[a]]
+        assert all(p in case.positives(a) and n in ranked[a] for a, p, n in drawn)
+        two = as_list(case.mine(RankWindowMiner, skip, window, "all", 2, "squared", seed=5))
+        assert len(set(two)) == len(two)
+        for a in case.anchors:
+            for p in case.positives(a):
+                of_pair = [n for b, q, n in two if (a, p) == (b, q)]
+                assert set(of_pair) <= set(ranked[a])
+                assert len(of_pair) == min(2, len(ranked[a]))
 
 
 def random_batch(n=24, d=4, seed=0):
@@ -186,18 +232,24 @@ def random_batch(n=24, d=4, seed=0):
     return torch.randn(n, d, generator=generator), torch.randint(0, 5, (n,), generator=generator)
 
 
-@pytest.mark.parametrize("miner", RANDOM, ids=lambda miner: type(miner).__name__)
-def test_the_stream_continues_from_a_state_dict_and_touches_no_other_generator(miner, tmp_path):
-    batch, before = random_batch(), torch.get_rng_state()
-    first = copy.deepcopy(miner)
-    again = copy.deepcopy(miner)
-    draws = [as_list(first(*batch)) if len(first(*batch)) == 3 else first(*batch)[3].tolist() for _ in range(3)]
-    assert draws[0] != draws[1]
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for a, b in zip(first(*batch), again(*batch), strict=True):
-        assert torch.equal(a, b)
-    assert torch.equal(torch.get_rng_state(), before)
+@pytest.mark.parametrize("angle", [12, 20, 33, 60])
+@pytest.mark.parametrize("rows_per_tile", [1, 7, 1000])
+def test_angular(angle, rows_per_tile, monkeypatch):
+    monkeypatch.setattr(tiles, "_CELLS_CPU", rows_per_tile * 24)
+    x, labels = random_batch()
+    x[3] = 2 * x[5]  # one row, after scaling
+    unit, wanted = torch.nn.functional.normalize(x.double()), set()
+    for a, p, n in itertools.permutations(range(24), 3):
+        if labels[a] == labels[p] != labels[n]:
+            center = (unit[a] + unit[p]) / 2
+            found = torch.atan((unit[a] - unit[p]).norm() / (2 * (unit[n] - center).norm()))
+            assert abs(math.degrees(found) - angle) > 1e-4
+            if math.degrees(found) > angle:
+                wanted.add((a, p, n))
+    assert len(wanted) > 0
+    same_tuples(AngularMiner(angle)(x, labels), wanted)
+    near = {(a, p, n) for a, p, n in wanted if (unit[a] - unit[n]).norm() < (unit[a] - unit[p]).norm() + 0.1}
+    same_tuples(AngularMiner(angle, margin=0.1)(x, labels), near)
 
 
 def test_reference_rows_are_not_self_excluded_unless_they_are_the_batch():
@@ -209,75 +261,119 @@ def test_reference_rows_are_not_self_excluded_unless_they_are_the_batch():
     assert as_list(BatchHardMiner()(x, labels, ref, ref_labels)) == [(0, 2, 0), (1, 1, 0), (2, 0, 1)]
 
 
-def test_infinite_distances_never_pick_a_row_that_is_not_allowed():
-    x = torch.tensor([[0.0], [1.0], [math.inf], [math.inf]])
-    assert as_list(BatchHardMiner()(x[:3], torch.tensor([0, 0, 1]))) == [(0, 1, 2), (1, 0, 2)]
-    assert as_list(HardPairMiner()(x[:3], torch.tensor([0, 0, 1]))[2:])[:2] == [(0, 2), (1, 2)]
-    assert not as_list(SemiHardMiner(1.0)(x[:3], torch.tensor([0, 0, 1])))
+@pytest.mark.parametrize("distance", ["euclidean", "manhattan", "inner"])
+def test_infinite_distances_never_pick_a_row_that_is_not_allowed(distance):
+    x, labels = torch.tensor([[0.0], [1.0], [math.inf]]), torch.tensor([0, 0, 1])
+    assert as_list(BatchHardMiner(distance)(x, labels)) == [(0, 1, 2), (1, 0, 2)]
+    assert as_list(HardPairMiner(distance)(x, labels)[2:])[:2] == [(0, 2), (1, 2)]
+    assert as_list(RankWindowMiner(distance=distance)(x, labels)) == [(0, 1, 2), (1, 0, 2)]
 
 
-@pytest.mark.parametrize("miner", [BatchHardMiner(), EasyPositiveMiner(), EasyPositiveMiner("hard")])
+def test_an_infinite_negative_is_in_no_semi_hard_band():
+    x, labels = torch.tensor([[0.0], [1.0], [math.inf]]), torch.tensor([0, 0, 1])
+    for negatives in ("all", "hardest", "random"):
+        assert not as_list(SemiHardMiner(1.0, negatives, "manhattan")(x, labels))
+
+
+@pytest.mark.parametrize(
+    "miner", [BatchHardMiner(), EasyPositiveMiner(), EasyPositiveMiner("hard"), RankWindowMiner(0, 1, "hardest")]
+)
 def test_a_nan_row_is_picked_as_the_hardest(miner):
     x, labels = random_batch()
-    x[int((labels == labels[0]).nonzero()[-1])] = math.nan
-    assert x[torch.cat(miner(x, labels))].isnan().any()
+    bad = int((labels == labels[0]).nonzero()[-1])
+    x[bad] = math.nan
+    found = miner(x, labels)
+    assert (found.negative[labels[found.anchor] != labels[bad]] == bad).all()
 
 
+@pytest.mark.parametrize("negatives", ["all", "hardest", "random"])
 @pytest.mark.parametrize("bad", range(1, 9))
-def test_nan_negatives_are_in_no_semi_hard_band(bad):
+def test_nan_negatives_are_in_no_semi_hard_band(bad, negatives):
+    """And the rows that are no NaN keep their distances."""
     x = torch.cat((torch.tensor([0.0, 1.0]), torch.arange(2.0, 11.0)))[:, None]
     labels = torch.tensor([0, 0] + [1] * 9)
     x[2 : 2 + bad] = math.nan
     wanted = {(0, 1, n) for n in range(2 + bad, 11)} | {(1, 0, n) for n in range(2 + bad, 11) if n > 2}
-    assert {t for t in as_list(SemiHardMiner(100.0)(x, labels)) if t[0] < 2} == wanted
+    found = {t for t in as_list(SemiHardMiner(100.0, negatives)(x, labels)) if t[0] < 2}
+    assert found == wanted if negatives == "all" else found <= wanted and len(found) == 2
+    if negatives == "hardest":
+        assert found == {(0, 1, 2 + bad), (1, 0, 2 + bad)}
 
 
 def test_ties_among_many_go_to_the_lowest_row():
     x = torch.cat((torch.tensor([0.0, 1.0]), torch.full((500,), 3.0)))[:, None]
     labels = torch.tensor([0, 0] + [1] * 500)
-    for miner in (SemiHardMiner(9.0, "hardest"), EasyPositiveMiner(), BatchHardMiner()):
+    for miner in (SemiHardMiner(9.0, "hardest"), EasyPositiveMiner(), BatchHardMiner(), RankWindowMiner(0, 1)):
         assert as_list(miner(x, labels))[:2] == [(0, 1, 2), (1, 0, 2)]
+    assert as_list(RankWindowMiner(2, 2)(x, labels))[:4] == [(0, 1, 4), (0, 1, 5), (1, 0, 4), (1, 0, 5)]
 
 
-def test_batch_hard_is_pytorch_metric_learnings():
-    x, labels = random_batch(40)
-    peer = pml_miners.BatchHardMiner(distance=pml_distances.LpDistance(normalize_embeddings=False))
-    assert as_list(BatchHardMiner()(x, labels)) == as_list(peer(x, labels))
+L2 = pml_distances.LpDistance(normalize_embeddings=False)
+PEERS = {
+    "batch-hard": (BatchHardMiner(), pml_miners.BatchHardMiner(distance=L2)),
+    "semi-hard": (SemiHardMiner(0.1), pml_miners.TripletMarginMiner(0.1, "semihard", distance=L2)),
+    "semi-hard, wide": (SemiHardMiner(0.7), pml_miners.TripletMarginMiner(0.7, "semihard", distance=L2)),
+    "hard": (HardMiner(), pml_miners.TripletMarginMiner(0.2, "hard", distance=L2)),
+    "active": (AllTripletsMiner(margin=0.3), pml_miners.TripletMarginMiner(0.3, "all", distance=L2)),
+    "easy-positive": (EasyPositiveMiner(), pml_miners.BatchEasyHardMiner("easy", "semihard", distance=L2)),
+    "easy-positive, hard": (EasyPositiveMiner("hard"), pml_miners.BatchEasyHardMiner("easy", "hard", distance=L2)),
+    "multi-similarity": (MultiSimilarityMiner(0.1), pml_miners.MultiSimilarityMiner(0.1)),
+    "angular": (AngularMiner(20), pml_miners.AngularMiner(20)),
+    "angular, wide": (AngularMiner(45), pml_miners.AngularMiner(45)),
+}
 
 
-@pytest.mark.parametrize("margin", [0.1, 0.7])
-def test_semi_hard_is_pytorch_metric_learnings(margin):
-    x, labels = random_batch(40)
-    peer = pml_miners.TripletMarginMiner(
-        margin, "semihard", distance=pml_distances.LpDistance(normalize_embeddings=False)
-    )
-    assert set(as_list(SemiHardMiner(margin)(x, labels))) == set(as_list(peer(x, labels)))
-
-
-@pytest.mark.parametrize(("kind", "theirs"), [("hard", "hard"), ("semi-hard", "semihard")])
-def test_easy_positive_is_pytorch_metric_learnings(kind, theirs):
-    x, labels = random_batch(40)
-    peer = pml_miners.BatchEasyHardMiner("easy", theirs, distance=pml_distances.LpDistance(normalize_embeddings=False))
-    a, p, _, n = peer(x, labels)
-    assert as_list(EasyPositiveMiner(kind)(x, labels)) == as_list((a, p, n))
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_tuples_are_pytorch_metric_learnings(name, reference):
+    x, labels = random_batch(60, 3)
+    ref, ref_labels = random_batch(45, 3, seed=1)
+    if name.startswith("angular"):  # theirs does not scale the rows, though it says so
+        x, ref = torch.nn.functional.normalize(x), torch.nn.functional.normalize(ref)
+    given = (x, labels, ref, ref_labels) if reference else (x, labels)
+    ours, theirs = (miner(*given) for miner in PEERS[name])
+    if len(ours) == 3 and len(theirs) == 4:  # theirs are pairs of one anchor, side by side
+        theirs = theirs[0], theirs[1], theirs[3]
+    sides = [(slice(0, 3), slice(0, 3))] if len(ours) == 3 else [(slice(0, 2), slice(0, 2)), (slice(2, 4), slice(2, 4))]
+    for mine, other in sides:
+        assert len(ours[mine][0]) > 0
+        assert sorted(as_list(ours[mine])) == sorted(as_list(theirs[other]))
 
 
 def test_bad_arguments_are_refused():
     for margin in (0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"SemiHardMiner needs a finite margin > 0, got .*BatchHardMiner"):
+        with pytest.raises(ValueError, match=r"SemiHardMiner needs a finite margin > 0, got .* use HardMiner"):
             SemiHardMiner(margin)
+        with pytest.raises(ValueError, match=r"BatchHardMiner margin must be a finite number > 0, got .*None keeps"):
+            BatchHardMiner(margin=margin)
     with pytest.raises(ValueError, match="negatives must be one of 'all', 'hardest', 'random'; got 'semihard'"):
         SemiHardMiner(0.2, "semihard")
     with pytest.raises(ValueError, match="negatives must be one of 'semi-hard', 'hard'; got 'easy'"):
         EasyPositiveMiner("easy")
     for make in (BatchHardMiner, HardPairMiner):
-        with pytest.raises(ValueError, match="one of 'euclidean', 'squared', 'cosine', 'manhattan'; got 'l2'"):
+        with pytest.raises(ValueError, match=r"one of 'euclidean', 'squared', 'cosine', .*; got 'l2'"):
             make("l2")
-    with pytest.raises(ValueError, match="triplets_per_anchor must be >= 1, got 0"):
-        RandomTripletMiner(0)
-    with pytest.raises(ValueError, match="negatives_per_anchor must be >= 1, got -1"):
-        RandomPairMiner(1, -1)
-    with pytest.raises(ValueError, match="seed must be >= 0, got -3"):
-        RandomTripletMiner(1, -3)
+    for angle in (0, 90, -5, math.nan):
+        with pytest.raises(ValueError, match="AngularMiner angle must be between 0 and 90 degrees"):
+            AngularMiner(angle)
+    with pytest.raises(ValueError, match="epsilon must be a finite number >= 0"):
+        MultiSimilarityMiner(-0.1)
+    with pytest.raises(ValueError, match="skip must be >= 0, got -1"):
+        RankWindowMiner(-1)
+    with pytest.raises(ValueError, match="window must be >= 1, got 0"):
+        RankWindowMiner(0, 0)
+    with pytest.raises(ValueError, match="negatives_per_positive must be >= 1, got 0"):
+        RankWindowMiner(0, 1, "all", 0)
+    with pytest.raises(
+        ValueError, match="positives must be one of 'all', 'hardest', 'easiest', 'random'; got 'nearest'"
+    ):
+        RankWindowMiner(positives="nearest")
+    for make in (AllPairsMiner, AllTripletsMiner, AngularMiner, HardMiner, MultiSimilarityMiner, RankWindowMiner):
+        with pytest.raises(ValueError, match="budget must be >= 1, got 0"):
+            make(budget=0)
+    with pytest.raises(ValueError, match="groups must be one of 'any', 'other', 'same'; got 'different'"):
+        BatchHardMiner(groups="different")
     with pytest.raises(ValueError, match="labels must be one per embedding: 4 rows"):
         BatchHardMiner()(torch.zeros(4, 2), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"labels must be \(rows,\), got"):
+        BatchHardMiner()(torch.zeros(4, 2), torch.zeros(4, 2))

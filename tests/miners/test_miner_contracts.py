@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import lossopt.miners
-from lossopt.losses import ContrastiveLoss, TripletLoss
-from lossopt.miners import RandomPairMiner, RandomTripletMiner
+from lossopt.losses import ContrastiveLoss, TripletLoss, tiles
+from lossopt.miners import DistanceWeightedMiner, RandomPairMiner, RandomTripletMiner
 from lossopt.miners.in_batch import InBatchMiner
 
 MINERS = [
@@ -35,21 +35,25 @@ def as_pairs(kind, found):
     return (found[0], found[1]), (found[0], found[2])
 
 
-def check_valid(make, found, labels, ref_labels=None):
-    own = ref_labels is None
-    ref_labels = labels if own else ref_labels
+def check_valid(make, found, labels, ref_labels=None, own=None):
+    if ref_labels is None:
+        ref_labels, own = labels, 0
     assert all(column.dtype == torch.int64 and column.ndim == 1 for column in found)
     (a1, p), (a2, n) = as_pairs(make.tuples, found)
     assert (labels[a1] == ref_labels[p]).all()
     assert (labels[a2] != ref_labels[n]).all()
-    assert not own or (a1 != p).all()
+    assert own is None or (own + a1 != p).all()
     for columns in [found] if make.tuples == "triplets" else [found[:2], found[2:]]:
         rows = torch.stack(tuple(columns))
         assert rows.unique(dim=1).shape == rows.shape
 
 
+def equal(found, others):
+    return len(found) == len(others) and all(torch.equal(a, b) for a, b in zip(found, others, strict=True))
+
+
 def test_miners_are_found():
-    assert len(MINERS) >= 6
+    assert len(MINERS) >= 13
     assert {miner.tuples for miner in MINERS} == {"pairs", "triplets"}
 
 
@@ -72,9 +76,106 @@ def test_tuples_from_a_reference_are_valid(make):
     assert all(len(column) == 0 and column.dtype == torch.int64 for column in none)
 
 
-@pytest.mark.parametrize("make", [make for make in MINERS if make not in (RandomTripletMiner, RandomPairMiner)])
+@every_miner
+@pytest.mark.parametrize("before", [0, 4])
+def test_the_batch_is_found_in_its_reference(make, before):
+    """At column 0 it is the batch alone; further on there are other rows, and none is compared with itself."""
+    x, labels = batch()
+    others, other_labels = batch(11)
+    ref, ref_labels = torch.cat((others[:before], x, others)), torch.cat((other_labels[:before], labels, other_labels))
+    found = make()(x, labels, ref, ref_labels, own=before)
+    check_valid(make, found, labels, ref_labels, before)
+    assert equal(make()(x, labels, x.clone(), labels.clone(), own=0), make()(x, labels))
+    for own in (-1, 13 + before):
+        with pytest.raises(ValueError, match=f"own is {own}, but 18 rows cannot begin there among {29 + before}"):
+            make()(x, labels, ref, ref_labels, own=own)
+
+
+@every_miner
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_tiles_change_nothing(make, rows, monkeypatch):
+    """Nor what is drawn: the random numbers are asked for row by row."""
+    given = (*batch(40), *batch(30))
+    whole = make()(*given), make()(*given[:2])
+    monkeypatch.setattr(tiles, "_CELLS_CPU", rows * 40)
+    assert equal(make()(*given), whole[0])
+    assert equal(make()(*given[:2]), whole[1])
+
+
+@every_miner
+def test_rows_apart_in_memory_change_nothing(make):
+    x, labels = batch()
+    apart, labels_apart = torch.randn(5, 36), torch.zeros(18, 2, dtype=torch.int64)
+    apart[:, ::2], labels_apart[:, 1] = x.T, labels
+    found = make()(apart.T[::2], labels_apart[:, 1])
+    assert not apart.T[::2].is_contiguous()
+    assert equal(found, make()(x, labels))
+
+
+@every_miner
+def test_groups_rule_the_negatives(make):
+    x, labels = batch(60)
+    groups = torch.arange(60) % 3 + 2**24
+    ref, ref_labels, ref_groups = x[:50].clone(), labels[:50], groups[:50].flip(0)
+    for rule, wanted in (("other", False), ("same", True)):
+        miner = make(groups=rule)
+        assert miner.needs_groups
+        for found, of in (
+            (miner(x, labels, groups=groups), groups),
+            (miner(x, labels, ref, ref_labels, groups=groups, ref_groups=ref_groups), ref_groups),
+        ):
+            check_valid(make, found, labels, None if of is groups else ref_labels)
+            anchor, negative = as_pairs(make.tuples, found)[1]
+            assert len(anchor) > 0
+            assert ((groups[anchor] == of[negative]) == wanted).all()
+        none = miner(x, labels, groups=torch.full((60,), -5) if rule == "other" else torch.arange(60))
+        assert len(as_pairs(make.tuples, none)[1][0]) == 0
+        one = "one integer for each of 60 rows"
+        with pytest.raises(
+            ValueError, match=rf"{make.__name__}\(groups='{rule}'\) needs groups, {one}, got none; call"
+        ):
+            miner(x, labels)
+        with pytest.raises(ValueError, match=rf"needs groups, {one}, got \(59,\)"):
+            miner(x, labels, groups=groups[1:])
+        with pytest.raises(ValueError, match=r"needs ref_groups, .* of 50 rows, got none; call it with ref_groups="):
+            miner(x, labels, ref, ref_labels, groups=groups)
+    assert not make().needs_groups
+    assert equal(make()(x, labels, groups=groups), make()(x, labels))
+
+
+@every_miner
+def test_a_margin_leaves_out_triplets_without_a_loss(make):
+    if make.tuples == "pairs" or "margin" not in inspect.signature(make).parameters:
+        return
+    x, labels = batch(40)
+    x = torch.nn.functional.normalize(x)
+    loss = TripletLoss(0.05)
+    found = make(margin=0.05)(x, labels)
+    loss(x, labels, found)
+    assert len(found.anchor) > 0
+    assert loss.share_active == 1
+    if make in (RandomTripletMiner, DistanceWeightedMiner):
+        every = make()(x, labels)
+        to_positive, to_negative = ((x[every.anchor] - x[row]).norm(dim=1) for row in every[1:])
+        kept = to_negative < to_positive + 0.05
+        assert equal(found, tuple(column[kept] for column in every))
+
+
+@every_miner
+def test_nothing_is_dropped_of_a_small_batch(make):
+    miner = make()
+    miner(*batch())
+    assert miner.dropped.shape == ()
+    assert miner.dropped.dtype == torch.int64
+    assert miner.dropped == 0
+
+
+DRAWS_BY_ROW = (RandomTripletMiner, RandomPairMiner, DistanceWeightedMiner)
+
+
+@pytest.mark.parametrize("make", [make for make in MINERS if make not in DRAWS_BY_ROW])
 def test_permuting_rows_permutes_the_tuples(make):
-    """The two others draw by row number; what they draw is counted in the tests of their own."""
+    """The others draw by row number; what they draw is counted in the tests of their own."""
     x, labels = batch()
     x[7] += 1  # a tie goes to the lowest row, whichever that is
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(9))
@@ -123,4 +224,4 @@ def test_autocast_changes_nothing(make):
     x, labels = batch()
     with torch.autocast("cpu", torch.bfloat16):
         inside = make()(x, labels)
-    assert all(torch.equal(a, b) for a, b in zip(inside, make()(x, labels), strict=True))
+    assert equal(inside, make()(x, labels))

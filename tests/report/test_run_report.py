@@ -15,6 +15,7 @@ import yaml
 from lossopt.callbacks import rows_of
 from lossopt.data.dataset import InMemory, LabelledImages, Splits
 from lossopt.errors import DataError
+from lossopt.health import HealthLog, Sign
 from lossopt.report import page as page_module
 from lossopt.report.embedding_map import Layout
 from lossopt.report.findings import examine
@@ -377,10 +378,61 @@ def test_a_path_goes(text):
 def test_what_the_record_holds(tmp_path):
     record = read_record(run_folder(tmp_path / "run"))
     assert (record.steps, record.images, record.epochs, record.folder) == (40, 1280, 2, "run")
-    assert record.dead_steps == 0.5
+    np.testing.assert_allclose(record.logged["miner/tuples"].y, [10, 0, 10, 0])
+    np.testing.assert_allclose(record.logged["miner/tuples"].x, [320, 640, 960, 1280])
+    assert record.health is None
     np.testing.assert_allclose(record.validation["recall@1"].x, [0, 640, 1280])
     np.testing.assert_allclose(record.validation["recall@1"].y, [0.1234, 0.6125, 0.1434])
     np.testing.assert_allclose(record.loss.x, [320, 640, 960, 1280])
+
+
+def with_health(folder, *findings):
+    """health.json of a run of 40 steps that were looked at 4 times."""
+    log = HealthLog(steps=40, readings=4)
+    for kind, sign, step in findings:
+        log.add(kind, sign, step, [10, step])
+    (folder / "health.json").write_text(json.dumps(log.as_json()))
+    return folder
+
+
+def test_a_run_that_went_well_says_so(tmp_path):
+    page, _ = report(with_health(run_folder(tmp_path / "run")), images())
+    assert "Nothing went wrong: 4 looks in 40 steps found no sign of trouble." in page.text
+    assert "Training went well yes" in page.text
+    part = page.text[page.text.index("How training went") : page.text.index("How it was learnt")]
+    assert "Gradient alive and bounded 1.5 " in part and "Embeddings of bounded length 1 " in part
+    assert "Something to compare 0 to 10 in a batch" in part
+    assert "✕" not in part and "Try first" not in part
+
+
+def test_what_went_wrong_is_told_with_its_steps_and_advice(tmp_path):
+    words = "the embeddings have collapsed: the loss is 0.2, and 0.2 when all are equal"
+    stuck = Sign({}, "training is stuck: the gradient is 0")
+    folder = with_health(run_folder(tmp_path / "run"), ("collapse", Sign({}, words), 30), ("stuck", stuck, 40))
+    page, _ = report(folder, images())
+    assert (
+        "Training went well no The embeddings collapsed (steps 10 to 30); Training was stuck (steps 10 to 40)."
+        in page.text
+    )
+    part = page.text[page.text.index("How training went") : page.text.index("How it was learnt")]
+    assert (
+        f"The embeddings collapsed Steps 10 to 30 of 40, then no more T{words[1:]}. Try first A lower learning" in part
+    )
+    assert "Training was stuck Steps 10 to 40, to the end Training is stuck: the gradient is 0. Try first" in part
+    assert part.count("✕") == 2
+    assert "begins 1.500" in page.text
+
+
+def test_a_run_from_before_there_was_health_says_that_nobody_looked(tmp_path):
+    page, _ = report(run_folder(tmp_path / "run"), images())
+    assert "no health.json, so nobody looked" in page.text and "Training went well" not in page.text
+
+
+def test_health_that_cannot_be_read_is_refused(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    (folder / "health.json").write_text("{")
+    with pytest.raises(DataError, match=r"health\.json"):
+        read_record(folder)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
