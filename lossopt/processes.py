@@ -147,8 +147,9 @@ def _look_at(started: list[subprocess.Popen], error: RuntimeError) -> None:
             if code and code > 0:
                 raise SystemExit(code) from error
             if code:
+                which, how = f"Process {rank} of {1 + len(started)}, counted from 0,", signal.Signals(-code).name
                 raise LossoptError(
-                    f"Process {rank} of {1 + len(started)}, counted from 0, was killed by {signal.Signals(-code).name}. "
+                    f"{which} was killed by {how}. "
                     "If nobody did that, memory ran out: use fewer processes, smaller batches or fewer workers. "
                     "`--resume` goes on from the last checkpoint."
                 ) from error

@@ -92,11 +92,11 @@ class SmoothAPLoss(_RankingLoss):
         AP = mean over its positives k of (rank of k among the positives) / (rank of k among all rows)
 
     with `soft_ranks` of cosine distance. Where the batch is among the reference, an anchor is its own first positive,
-    as in the authors' code. Classes may be of any size and rows in any order (pytorch-metric-learning 2.9 cuts the
-    columns into as many groups as the batch has classes, which is right only for as many rows per class, side by side).
+    as in the authors' code. Classes may be of any size and rows in any order (pytorch-metric-learning 2.9 groups the
+    rows rightly only where there are as many classes as rows per class, and the rows of a class are side by side).
 
     Source: Brown, Xie, Kalogeiton & Zisserman 2020, ECCV, "Smooth-AP: smoothing the path towards large-scale image
-    retrieval", eq. 7-8.
+    retrieval".
     """
 
     def __init__(self, temperature: float = 0.01) -> None:
@@ -119,18 +119,18 @@ class RecallAtKLoss(_RankingLoss):
 
         recall@k = min(k, sum over positives of sigmoid((k - rank) / k_temperature)) / min(k, positives)
 
-    with `soft_ranks` of cosine distance among the other rows. The paper's recall divides by the number of positives;
-    the two `min` are those of the authors' code, without which a small k could never be satisfied. That code also
-    ranks the anchor itself, always first, so that its ranks are larger by 1; here, as in the paper, it is not ranked.
-    Their similarity mixup is not part of this loss.
+    with `soft_ranks` of cosine distance among the other rows. Recall as such divides by the number of positives; the
+    two `min` are those of the authors' code, without which a small k could never be satisfied. That code also ranks
+    the anchor itself, always first, so that its ranks are larger by 1, and lowers every k to the batch size; neither
+    is done here. Their similarity mixup is not part of this loss.
 
     Args:
         ks: whole numbers, 1 or more.
         k_temperature: of the step at rank k, in ranks.
         rank_temperature: of the steps of a rank, in differences of cosine.
 
-    Source: Patel, Tolias & Matas 2022, CVPR, "Recall@k surrogate loss with large batches and similarity mixup",
-    section 3.
+    Source: Patel, Tolias & Matas 2022, CVPR, "Recall@k surrogate loss with large batches and similarity mixup";
+    code: github.com/yash0307/RecallatK_surrogate.
     """
 
     def __init__(

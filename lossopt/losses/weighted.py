@@ -74,7 +74,7 @@ class CircleLoss(RowLoss):
     The weights a are constants to the gradient, as in the paper. The mean over anchors with a positive and a negative
     (pytorch-metric-learning: over those whose loss is not rounded to 0).
 
-    Source: Sun et al. 2020, CVPR, "Circle loss: a unified perspective of pair similarity optimization", eq. 4-8.
+    Source: Sun et al. 2020, CVPR, "Circle loss: a unified perspective of pair similarity optimization".
     """
 
     def __init__(self, m: float = 0.4, gamma: float = 80.0) -> None:
@@ -221,7 +221,7 @@ class RankedListLoss(_WholeBatchMean):
         Tp: likewise of positives.
         imbalance: share of the negatives in the loss, in [0, 1].
 
-    Source: Wang et al. 2019, CVPR, "Ranked list loss for deep metric learning", eq. 5-9; the shares are those of its
+    Source: Wang et al. 2019, CVPR, "Ranked list loss for deep metric learning"; the shares are those of its
     journal version, arXiv:1903.03238.
     """
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lossopt.losses.distances import Distance, one_of, unit_rows, wide
-from lossopt.losses.tiles import Comparison
+from lossopt.losses.tiles import Comparison, Tile
 from lossopt.miners.candidates import Candidates, GroupRule
+from lossopt.miners.columns import by_rows
 from lossopt.miners.draws import RandomStream
 from lossopt.miners.in_batch import BUDGET, TripletMiner, at_least_one
-from lossopt.miners.qualifying import Block, kept_of, listed, one_at_random, pieces, qualifying, sides
+from lossopt.miners.qualifying import Block, listed, one_at_random, one_each, pieces, qualifying, sides
 from lossopt.miners.tuples import Triplets
 
 Negatives = Literal["all", "hardest", "random"]
@@ -56,23 +57,20 @@ class BandMiner(TripletMiner):
         """By anchor, positive, negative."""
         comparison = Comparison(x, y, self.distance, candidates)
         if self.negatives == "hardest":
-            return self._hardest_of_each(comparison)
+            return one_each(*by_rows(comparison, self._hardest_of))
         if self.negatives == "random":
             return one_at_random(qualifying(comparison, self.within), self.stream)
         found, dropped = listed(lambda: qualifying(comparison, self.within), self.budget, self.stream)
         self.dropped = self.dropped + dropped
         return found
 
-    def _hardest_of_each(self, comparison: Comparison) -> Triplets:
-        found = []
-        for tile in comparison.tiles():
-            columns, to_positive, to_negative = sides(tile)
-            largest = torch.finfo(to_negative.dtype).max
-            # An infinite distance must still beat what is no negative.
-            negative = self.hardest(to_positive, to_negative.nan_to_num(math.inf, largest, -largest))
-            anchor = torch.arange(tile.start, tile.stop, device=columns.device)[:, None].expand_as(columns)
-            found.append((anchor, columns, negative, self.within(to_positive, to_negative.gather(1, negative))))
-        return kept_of(found)
+    def _hardest_of(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """Positive, negative, and whether they are in the band, (b, p) each."""
+        columns, to_positive, to_negative = sides(tile)
+        largest = torch.finfo(to_negative.dtype).max
+        # An infinite distance must still beat what is no negative.
+        negative = self.hardest(to_positive, to_negative.nan_to_num(math.inf, largest, -largest))
+        return columns, negative, self.within(to_positive, to_negative.gather(1, negative))
 
 
 class SemiHardMiner(BandMiner):

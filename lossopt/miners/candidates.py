@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lossopt.losses.classes import Classes
+from lossopt.losses.classes import NEVER, Classes
 
 GroupRule = Literal["any", "other", "same"]
 
@@ -22,6 +22,9 @@ class Candidates(Classes):
         own: column at which the rows themselves begin among the reference rows; None: they are not among them.
         rule: negatives come from "any" group, only from an "other" group than the anchor's, or from the "same".
         groups: (n,) and (m,) exact integers; of no meaning under "any".
+
+    Raises:
+        ValueError: a rule other than "any" without groups.
     """
 
     def __init__(
@@ -33,15 +36,29 @@ class Candidates(Classes):
         groups: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__(labels, ref_labels, own)
-        self.rule: GroupRule = "any" if groups is None else rule
-        self._groups = None if groups is None else Classes(*groups, None)
+        if rule != "any" and groups is None:
+            raise ValueError(f"The group rule {rule!r} asks for groups, but there are none.")
+        self.rule = rule
+        self._groups = Classes(*(groups or (labels, ref_labels)), None)
 
     def different(self, start: int, stop: int) -> Tensor:
         """See `Relation`."""
         found = super().different(start, stop)
-        if self._groups is not None and self.rule != "any":
+        if self.rule != "any":
             found &= self._groups.different(start, stop) if self.rule == "other" else self._groups.same(start, stop)
         return found
+
+    def keep_different(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """See `Relation`."""
+        if self.rule == "any":
+            return super().keep_different(scores, start, stop)
+        return scores.masked_fill_(~self.different(start, stop), NEVER)
+
+    def keep_compared(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """See `Relation`."""
+        if self.rule == "any":
+            return super().keep_compared(scores, start, stop)
+        return scores.masked_fill_(~(self.same(start, stop) | self.different(start, stop)), NEVER)
 
     def positives(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """See `Relation`; ascending, without the anchor's own place, and p is at least 1."""
@@ -92,13 +109,6 @@ class Candidates(Classes):
         place = number + passed + beyond.clamp(min=0)
         return self._by_group[place + group.size * (place >= group.first)]
 
-    @cached_property
-    def _both(self) -> Classes:
-        """The groups, numbered."""
-        if self._groups is None:
-            raise TypeError("Candidates without groups have no order of groups.")
-        return self._groups
-
     @property
     def _stride(self) -> int:
         """More than any class, and than any place or number plus the size of a group."""
@@ -107,13 +117,13 @@ class Candidates(Classes):
     @cached_property
     def _by_group(self) -> Tensor:
         """(m,) columns in the order of group, then class."""
-        return (self._both.ref_ids * self._stride + self.ref_ids).argsort(stable=True)
+        return (self._groups.ref_ids * self._stride + self.ref_ids).argsort(stable=True)
 
     @cached_property
     def _runs(self) -> tuple["Run", "Run"]:
         """Of each row its group's run in that order, and the run of its class within that."""
-        ascending = (self._both.ref_ids * self._stride + self.ref_ids)[self._by_group]
-        begin = self._both.ids * self._stride
+        ascending = (self._groups.ref_ids * self._stride + self.ref_ids)[self._by_group]
+        begin = self._groups.ids * self._stride
         edges = torch.stack((begin, begin + self._stride, begin + self.ids, begin + self.ids + 1))
         first, last, class_first, class_last = torch.searchsorted(ascending, edges)
         return Run(first, last - first), Run(class_first, class_last - class_first)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lossopt.losses.distances import Distance, one_of
 from lossopt.losses.tiles import Comparison, Tile
 from lossopt.miners.candidates import Candidates, GroupRule
+from lossopt.miners.columns import by_rows
 from lossopt.miners.draws import RandomStream, products
 from lossopt.miners.in_batch import BUDGET, TripletMiner, at_least_one
 from lossopt.miners.tuples import Triplets
@@ -69,8 +70,9 @@ class BatchHardMiner(TripletMiner):
 
 def hardest_of_each(comparison: Comparison) -> tuple[Tensor, Tensor]:
     """Columns of the farthest positive and of the nearest negative, (n,) each."""
-    found = [(farthest_positive(tile), nearest(tile.distances, tile.different)) for tile in comparison.tiles()]
-    positive, negative = (torch.cat(part) for part in zip(*found, strict=True))
+    positive, negative = by_rows(
+        comparison, lambda tile: (farthest_positive(tile), nearest(tile.distances, tile.different))
+    )
     return positive, negative
 
 
@@ -96,8 +98,7 @@ class EasyPositiveMiner(TripletMiner):
 
     def mine(self, x: Tensor, y: Tensor, candidates: Candidates) -> Triplets:
         """At most n triplets, by anchor; ties to the lowest row."""
-        found = [self._of(tile) for tile in Comparison(x, y, self.distance, candidates).tiles()]
-        positive, negative, valid = (torch.cat(part) for part in zip(*found, strict=True))
+        positive, negative, valid = by_rows(Comparison(x, y, self.distance, candidates), self._of)
         (anchor,) = (valid & (candidates.positive_count > 0)).nonzero(as_tuple=True)
         return self.active(x, y, Triplets(anchor, positive[anchor], negative[anchor]))
 
@@ -154,7 +155,7 @@ class RankWindowMiner(TripletMiner):
 
     def mine(self, x: Tensor, y: Tensor, candidates: Candidates) -> Triplets:
         """By anchor, positive, rank of the negative."""
-        positive, ranked = self._ranked(Comparison(x, y, self.distance, candidates))
+        positive, ranked = by_rows(Comparison(x, y, self.distance, candidates), self._of)
         in_window = (candidates.negative_count - self.skip).clamp(0, ranked.shape[1])
         of_positives = candidates.positive_count
         used = of_positives if self.positives == "all" else of_positives.clamp(max=1)
@@ -172,12 +173,10 @@ class RankWindowMiner(TripletMiner):
             number = drawn[(used.cumsum(0) - used)[anchor] + place, number]
         return self.active(x, y, Triplets(anchor, chosen, ranked[anchor, number]))
 
-    def _ranked(self, comparison: Comparison) -> tuple[Tensor, Tensor]:
-        """(n,) the hardest or easiest positive; (n, w) columns of the window, by rank, of no meaning beyond its end."""
+    def _of(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """(b,) the hardest or easiest positive; (b, w) columns of the window, by rank, of no meaning beyond its end."""
         pick = nearest_positive if self.positives == "easiest" else farthest_positive
-        found = [(pick(tile), self._window(tile.distances, tile.different)) for tile in comparison.tiles()]
-        positive, ranked = (torch.cat(part) for part in zip(*found, strict=True))
-        return positive, ranked
+        return pick(tile), self._window(tile.distances, tile.different)
 
     def _window(self, distances: Tensor, allowed: Tensor) -> Tensor:
         """(b, w) columns of ranks skip + 1 to skip + window, w less where there are not so many columns."""

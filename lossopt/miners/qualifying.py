@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lossopt.losses.tiles import Comparison, Tile
+from lossopt.miners.columns import Columns
 from lossopt.miners.draws import RandomStream
 from lossopt.miners.tuples import Triplets
 
@@ -74,18 +75,19 @@ def listed(blocks: Callable[[], Iterator[Block]], budget: int, stream: RandomStr
     Those kept are a uniform sample without replacement. `blocks` gives the blocks in order, whenever it is called.
     """
     counts: list[int] = []
-    found: list[Triplets] = []
+    found = Columns()
     total = 0
     for block in blocks():
         counts.append(int(block.mask.count_nonzero()))
         total += counts[-1]
         if total <= budget:
-            found.append(block.triplets(block.mask.flatten().nonzero()[:, 0]))
+            found.add(*block.triplets(block.mask.flatten().nonzero()[:, 0]))
         else:
-            found.clear()
+            found = Columns()
     if total > budget:
-        found = list(_looked_up(blocks(), counts, stream.sample(total, budget)))
-    return Triplets(*(torch.cat(column) for column in zip(*found, strict=True))), max(0, total - budget)
+        for part in _looked_up(blocks(), counts, stream.sample(total, budget)):
+            found.add(*part)
+    return Triplets(*found.all()), max(0, total - budget)
 
 
 def _looked_up(blocks: Iterator[Block], counts: list[int], chosen: Tensor) -> Iterator[Triplets]:
@@ -100,19 +102,20 @@ def _looked_up(blocks: Iterator[Block], counts: list[int], chosen: Tensor) -> It
 
 def one_at_random(blocks: Iterator[Block], stream: RandomStream) -> Triplets:
     """Of each (anchor, positive) with marked negatives one of these, every one equally likely."""
-    found = []
+    found = Columns()
     for block in blocks:
         so_far = block.mask.cumsum(2, dtype=torch.int32)
         count = so_far[:, :, -1].long()
         wanted = (stream.below(count) + 1).to(torch.int32)
         negative = torch.searchsorted(so_far, wanted[:, :, None])[:, :, 0]
-        anchor = torch.arange(block.start, block.start + len(count), device=count.device)
-        found.append((anchor[:, None].expand_as(count), block.columns, negative, count > 0))
-    return kept_of(found)
-
-
-def kept_of(found: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Triplets:
-    """Anchors, positives, negatives and whether they are kept, each of one shape per part, as one list."""
-    anchor, positive, negative, kept = (torch.cat([c.flatten() for c in column]) for column in zip(*found, strict=True))
+        anchor = torch.arange(block.start, block.start + len(count), device=count.device)[:, None].expand_as(count)
+        found.add(*(part.flatten() for part in (anchor, block.columns, negative, count > 0)))
+    anchor, positive, negative, kept = found.all()
     (place,) = kept.nonzero(as_tuple=True)
     return Triplets(anchor[place], positive[place], negative[place])
+
+
+def one_each(positive: Tensor, negative: Tensor, kept: Tensor) -> Triplets:
+    """Row a with positive[a, k] and negative[a, k] where kept[a, k]; (n, p) each."""
+    anchor, place = kept.nonzero(as_tuple=True)
+    return Triplets(anchor, positive[anchor, place], negative[anchor, place])

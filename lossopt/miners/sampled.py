@@ -13,9 +13,10 @@ from lossopt.losses.all_tuples import TupleKind
 from lossopt.losses.distances import Distance, unit_rows
 from lossopt.losses.tiles import Comparison, Tile
 from lossopt.miners.candidates import Candidates, GroupRule
+from lossopt.miners.columns import by_rows
 from lossopt.miners.draws import RandomStream, products
 from lossopt.miners.in_batch import BUDGET, InBatchMiner, TripletMiner, at_least_one
-from lossopt.miners.qualifying import kept_of, listed, qualifying
+from lossopt.miners.qualifying import listed, one_each, qualifying
 from lossopt.miners.tuples import Pairs, Triplets
 
 _NEVER = 1e30
@@ -214,18 +215,17 @@ class DistanceWeightedMiner(TripletMiner):
     def mine(self, x: Tensor, y: Tensor, candidates: Candidates) -> Triplets:
         """By anchor, then positive."""
         x, y = (unit_rows(x), unit_rows(y)) if y is not x else (unit_rows(x),) * 2
-        tiles = Comparison(x, y, "squared", candidates).tiles()
-        return self.active(x, y, kept_of([self._of(tile, x.shape[1]) for tile in tiles]))
+        comparison = Comparison(x, y, "squared", candidates)
+        return self.active(x, y, one_each(*by_rows(comparison, lambda tile: self._of(tile, x.shape[1]))))
 
-    def _of(self, tile: Tile, dimensions: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Anchor, positive, negative, and whether there is such a triplet, (b, p) each."""
+    def _of(self, tile: Tile, dimensions: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Positive, negative, and whether there is such a triplet, (b, p) each."""
         columns, filled = tile.positives
         weights = self._weights(tile.distances.masked_fill_(~tile.different, math.inf), dimensions)
         so_far = weights.cumsum(1)
         target = self.stream.uniform(tuple(columns.shape), columns.device) * so_far[:, -1:]
         negative = torch.searchsorted(so_far, target.to(so_far.dtype), right=True).clamp_(max=so_far.shape[1] - 1)
-        anchor = torch.arange(tile.start, tile.stop, device=columns.device)[:, None].expand_as(columns)
-        return anchor, columns, negative, filled & (weights.gather(1, negative) > 0)
+        return columns, negative, filled & (weights.gather(1, negative) > 0)
 
     def _weights(self, squared: Tensor, dimensions: int) -> Tensor:
         """(b, m) 1/q, up to a factor of the row; 0 from the outer cutoff on. squared: (b, m); it is overwritten."""

@@ -176,28 +176,26 @@ def test_a_foreign_loss_that_takes_no_reference_says_so_at_the_first_step():
         CrossBatchMemory(pml.ProxyAnchorLoss(4, D), D)(x.float(), labels.clamp(0, 3))
 
 
-def test_the_state_dict_goes_on_to_the_last_bit_where_pytorch_metric_learnings_forgets():
-    ours, theirs = (
-        CrossBatchMemory(ContrastiveLoss(), D, 20, start_after=1),
-        pml.CrossBatchMemory(pml.ContrastiveLoss(), D, 20),
-    )
+@pytest.mark.parametrize("before", [1, 4])  # batches: when it is partly filled, and when it has gone round
+def test_the_state_dict_goes_on_to_the_last_bit_where_pytorch_metric_learnings_forgets(before):
     steps = list(batches(9, 7, dtype=torch.float32))
-    for x, labels in steps[:4]:
+    ours, resumed = (CrossBatchMemory(ContrastiveLoss(), D, 20, start_after=1) for _ in range(2))
+    theirs, forgetful = (pml.CrossBatchMemory(pml.ContrastiveLoss(), D, 20) for _ in range(2))
+    for x, labels in steps[:before]:
         ours(x, labels), theirs(x, labels)
     saved = io.BytesIO()
     torch.save([ours.state_dict(), theirs.state_dict()], saved)
     saved.seek(0)
     states = torch.load(saved, weights_only=True)
-    resumed = CrossBatchMemory(ContrastiveLoss(), D, 20, start_after=1)
-    forgetful = pml.CrossBatchMemory(pml.ContrastiveLoss(), D, 20)
     resumed.load_state_dict(states[0])
     forgetful.load_state_dict(states[1])
-    for x, labels in steps[4:]:
-        assert torch.equal(resumed(x, labels), ours(x, labels))
-    assert (resumed.place, resumed.filled, resumed.steps) == (ours.place, ours.filled, ours.steps) == (3, 20, 9)
     assert forgetful.queue_idx == 0
     assert not forgetful.has_been_filled
-    assert not torch.equal(forgetful(*steps[4]), theirs(*steps[4]))
+    assert not torch.equal(forgetful(*steps[before]), theirs(*steps[before]))
+    for x, labels in steps[before:]:
+        assert torch.equal(resumed(x, labels), ours(x, labels))
+        assert torch.equal(resumed.memory, ours.memory)
+    assert (resumed.place, resumed.filled, resumed.steps) == (ours.place, ours.filled, ours.steps) == (3, 20, 9)
 
 
 def train(epochs, checkpoint=None, save=None):

@@ -16,6 +16,7 @@ from lossopt.data.dataset import Batch
 from lossopt.losses import ContrastiveLoss, CrossBatchMemory, TripletLoss
 from lossopt.miners import BatchHardMiner, HardPairMiner, RandomTripletMiner
 from lossopt.modules import SiameseNetwork, TripletNetwork
+from lossopt.modules.gather import gather_batch
 
 N = 24  # images of all processes
 
@@ -93,13 +94,20 @@ def refusal(rank, world):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
+def shared_gradient(world):
+    """The gradient of a sum belongs to both its parts; the way back through the gather must leave it alone."""
+    rows, other = torch.zeros(2, 3, requires_grad=True), torch.zeros(2 * world, 3, requires_grad=True)
+    empty, later = torch.zeros(2, dtype=torch.int64), other * 1  # whose turn on the way back is after the gather's
+    (gather_batch(rows, Batch(empty, empty, empty, 0)).embeddings + later).backward(torch.ones(2 * world, 3))
+    return float(rows.grad.mean()), float(other.grad.mean())
+
 def process(rank, world, folder):
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
     found = {(case, chunk): run(rank, world, case, chunk) for case in CASES for chunk in (None, 3)}
     refused = refusal(rank, world) if world > 1 else None
-    torch.save((found, refused), f"{folder}/{world}_{rank}.pt")
+    torch.save((found, (refused, *shared_gradient(world))), f"{folder}/{world}_{rank}.pt")
     if world > 1:
         dist.destroy_process_group()
 
@@ -127,7 +135,7 @@ main(sys.argv[1])
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """{(processes, rank): ({(case, chunk_size): steps}, refusal)}."""
+    """{(processes, rank): ({(case, chunk_size): steps}, (refusal, gradient of rows, of what is added to them))}."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "steps.py").write_text(SCRIPT)
     words = [sys.executable, "-W", "error::FutureWarning", str(folder / "steps.py"), str(folder)]
@@ -181,9 +189,14 @@ def test_without_tuples_one_process_makes_no_step_and_several_a_step_of_nothing(
 
 
 def test_batches_of_unequal_size_are_refused_on_every_process(found):
-    for (world, _), (_, refused) in found.items():
+    for (world, _), (_, (refused, *_)) in found.items():
         if world == 1:
             assert refused is None
         else:
             sizes = {2: "4, 5", 3: "4, 5, 4"}[world]
             assert refused.startswith(f"ConfigError: The processes have batches of {sizes} images.")
+
+
+def test_the_gradient_of_others_is_left_alone(found):
+    for (world, _), (_, (_, of_rows, of_other)) in found.items():
+        assert (of_rows, of_other) == (world, 1)

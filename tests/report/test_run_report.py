@@ -420,6 +420,7 @@ def test_what_went_wrong_is_told_with_its_steps_and_advice(tmp_path):
     )
     assert "Training was stuck Steps 10 to 40, to the end Training is stuck: the gradient is 0. Try first" in part
     assert part.count("✕") == 2
+    assert "Training did not go well: see what was found, at 4 looks in 40 steps" in part and "Nothing went" not in part
     assert "begins 1.500" in page.text
 
 
