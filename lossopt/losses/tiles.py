@@ -19,6 +19,8 @@ from lossopt.losses.distances import Distance, unit_rows, wide
 
 _CELLS_CPU = 2**18  # numbers of a tile: several of them stay in the cache of a core
 _CELLS_DEVICE = 2**24  # ... and here they keep an accelerator busy
+_SQUARE = 2**22  # numbers up to which a batch with itself is held whole, for each serves two rows
+_SIDE = 256  # rows of such a square that are measured at once
 _NOISE = 64  # last bits of |x|² + |y|² by which the square of a distance may be wrong
 
 
@@ -102,19 +104,36 @@ class Comparison:
         largest = of_x.amax() + (of_y.amax() if len(of_y) else 0)
         return float(largest) * _NOISE * torch.finfo(self._wide_y.dtype).eps
 
+    @cached_property
+    def square(self) -> Tensor | None:
+        """(n, n) distances of a small batch to itself, of which half are measured; None where there are too many."""
+        n = len(self.x)
+        if not self.own_reference or self.distance == "manhattan" or not _SIDE < n <= _SQUARE**0.5:
+            return None
+        whole = self.x.new_empty(n, n)
+        for start in range(0, n, _SIDE):
+            stop = min(start + _SIDE, n)
+            whole[start:stop, start:] = self._measured(start, stop, start)
+            whole[stop:, start:stop] = whole[start:stop, stop:].T
+        return whole
+
     def distances(self, start: int, stop: int) -> Tensor:
-        """(b, m) distances of rows start..stop, without gradient."""
-        x = self.x[start:stop]
+        """(b, m) distances of rows start..stop, without gradient; not to be written to."""
+        return self._measured(start, stop, 0) if self.square is None else self.square[start:stop]
+
+    def _measured(self, start: int, stop: int, first: int) -> Tensor:
+        """Distances of rows start..stop to reference rows from the first on."""
+        x, y = self.x[start:stop], self._wide_y[first:]
         if self.distance == "manhattan":
-            return torch.cdist(x, self.y, p=1.0)
+            return torch.cdist(x, self.y[first:], p=1.0)
         if self.distance == "inner":
-            return torch.mm(wide(x), self._wide_y.T).neg_().to(x.dtype)
+            return torch.mm(wide(x), y.T).neg_().to(x.dtype)
         of_x, of_y = self._squares
-        squared = torch.addmm(of_y, wide(x), self._wide_y.T, alpha=-2).add_(of_x[start:stop, None]).to(x.dtype)
+        squared = torch.addmm(of_y[first:], wide(x), y.T, alpha=-2).add_(of_x[start:stop, None]).to(x.dtype)
         torch.threshold_(squared, self._noise, 0)  # a NaN stays one
         if self.distance == "cosine":
             of_x, of_y = self._zero_rows
-            return squared.div_(2).add_(of_x[start:stop, None]).add_(of_y)
+            return squared.div_(2).add_(of_x[start:stop, None]).add_(of_y[first:])
         return squared if self.distance == "squared" else squared.sqrt_()
 
     def tiles(self) -> Iterator[Tile]:
@@ -133,6 +152,7 @@ class _Gradient:
         self.of_x = torch.zeros_like(self.x)
         self.of_y = self.of_x if comparison.own_reference else torch.zeros_like(self.y)
         self.weight_of_y = self.y.new_zeros(len(self.y), 1)
+        self.square = None if comparison.square is None else torch.empty_like(comparison.square)
 
     def add(self, tile: Tile, weight: Tensor) -> None:
         """weight: (b, m) derivative of the loss with respect to the tile's distances; it is overwritten."""
@@ -145,6 +165,9 @@ class _Gradient:
             weight = weight.div_(torch.threshold(tile.distances.detach(), 0, math.inf))  # no direction at distance 0
         elif distance == "squared":
             weight = weight.mul_(2)
+        if self.square is not None:
+            self.square[rows] = weight
+            return
         self.of_x[rows].addmm_(weight, self.y, alpha=-1)
         self.of_y.addmm_(weight.T, x, alpha=-1)
         if distance not in ("inner", "cosine"):  # there the rows' own direction has no part in it
@@ -160,6 +183,11 @@ class _Gradient:
 
     def finish(self) -> tuple[Tensor, Tensor | None]:
         """(n, d), and (m, d) or None where the rows are their own reference."""
+        if self.square is not None:  # one product for a row as an anchor and as a partner
+            both = self.square + self.square.T
+            self.of_x.addmm_(both, self.x, alpha=-1)
+            if self.comparison.distance not in ("inner", "cosine"):
+                self.of_x.addcmul_(self.x, both.sum(1, keepdim=True))
         self.of_y.addcmul_(self.y, self.weight_of_y)
         of_y = None if self.comparison.own_reference else self.of_y
         if self.comparison.distance == "cosine":

@@ -69,7 +69,7 @@ def count_hinge(
     count = _compare_with_each if columns.shape[1] <= _FEW else _search_among
     total, nearer, weight = count(to_positive, to_negative, margin, select)
     weight.scatter_add_(1, columns, nearer.to(weight.dtype))
-    return Counted(total, weight, nearer.sum())
+    return Counted(total, weight, nearer.sum(dtype=torch.int64))  # float32 would not count beyond 2^24
 
 
 def _compare_with_each(

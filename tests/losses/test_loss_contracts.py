@@ -122,6 +122,18 @@ def test_tiles_change_nothing(make, rows, monkeypatch):
 
 
 @every_loss
+@pytest.mark.parametrize("side", [1, 3, 4])
+def test_half_of_a_square_serves_both_rows(make, side, monkeypatch):
+    x, labels = batch(torch.float64)
+    x.requires_grad_()
+    loss_fn = make()
+    whole = value_and_gradients(loss_fn(x, labels), x)
+    monkeypatch.setattr(tiles, "_SIDE", side)
+    monkeypatch.setattr(tiles, "_CELLS_CPU", 4 * len(x))
+    same_numbers(value_and_gradients(loss_fn(x, labels), x), whole)
+
+
+@every_loss
 def test_rows_among_a_reference_are_not_their_own_positives(make):
     """The batch followed by nothing is the batch; preceded by a memory, it is found where `own` says."""
     x, labels = batch(torch.float64)
