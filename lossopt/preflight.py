@@ -110,6 +110,11 @@ def check_data(made: Namespace) -> None:
             f"{type(made.model.loss_fn).__name__} has num_classes {room}, but the training data has {classes} classes. "
             f"Set model.init_args.loss_fn.init_args.num_classes to {classes}."
         )
+    if made.model.needs_groups and made.data.training_table().groups is None:
+        raise ConfigError(
+            f"The miner {type(made.model.miner).__name__} chooses negatives by group, but the training data has no "
+            "groups. Give the data a group column, or set the miner's groups to 'any'."
+        )
     settings = made.retrieval
     for name in ("validation", "test"):
         rows = rows_of(getattr(made.data.splits, name))

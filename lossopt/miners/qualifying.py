@@ -85,6 +85,7 @@ def listed(blocks: Callable[[], Iterator[Block]], budget: int, stream: RandomStr
         else:
             found = Columns()
     if total > budget:
+        found = Columns(budget)
         for part in _looked_up(blocks(), counts, stream.sample(total, budget)):
             found.add(*part)
     return Triplets(*found.all()), max(0, total - budget)
