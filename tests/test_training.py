@@ -344,6 +344,11 @@ def test_losses_with_class_weights_train_and_must_have_room_for_the_classes(caps
     assert "num_classes 5, but the training data has 20 classes" in capsys.readouterr().err
 
 
+def test_a_miners_rule_for_groups_needs_groups(capsys):
+    train(f"{MODEL}.miner", "lossopt.miners.BatchHardMiner", f"{MODEL}.miner.groups", "other", expect=2)
+    assert "BatchHardMiner chooses negatives by group, but the training data has no groups" in capsys.readouterr().err
+
+
 def test_evaluate_takes_the_runs_own_settings_and_refuses_unknown_words(capsys):
     folder = train("--retrieval.ks", "[1,3]", "--retrieval.distance", "cosine")
     capsys.readouterr()
