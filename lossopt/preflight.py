@@ -113,7 +113,7 @@ def check_data(made: Namespace) -> None:
     if made.model.needs_groups and made.data.training_table().groups is None:
         raise ConfigError(
             f"The miner {type(made.model.miner).__name__} chooses negatives by group, but the training data has no "
-            "groups. Give the data a group column, or set the miner's groups to 'any'."
+            "groups. Give the data a group column, or set the miner's group_rule to 'any'."
         )
     settings = made.retrieval
     for name in ("validation", "test"):

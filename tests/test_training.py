@@ -345,7 +345,7 @@ def test_losses_with_class_weights_train_and_must_have_room_for_the_classes(caps
 
 
 def test_a_miners_rule_for_groups_needs_groups(capsys):
-    train(f"{MODEL}.miner", "lossopt.miners.BatchHardMiner", f"{MODEL}.miner.groups", "other", expect=2)
+    train(f"{MODEL}.miner", "lossopt.miners.BatchHardMiner", f"{MODEL}.miner.group_rule", "other", expect=2)
     assert "BatchHardMiner chooses negatives by group, but the training data has no groups" in capsys.readouterr().err
 
 

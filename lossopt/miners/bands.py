@@ -33,9 +33,9 @@ class BandMiner(TripletMiner):
         seed: int,
         budget: int,
         margin: float | None,
-        groups: GroupRule,
+        group_rule: GroupRule,
     ) -> None:
-        super().__init__(margin, groups, distance)
+        super().__init__(margin, group_rule, distance)
         one_of("negatives", negatives, Negatives)
         at_least_one("budget", budget)
         self.negatives: Negatives = negatives
@@ -83,7 +83,7 @@ class SemiHardMiner(BandMiner):
         distance: as in the losses; the paper's is "squared", between unit-length rows.
         seed: of the random choice and of the sample.
         budget: of "all" at most so many triplets, a uniform sample; `dropped` says how many more there are.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
 
     Source: Schroff, Kalenichenko & Philbin 2015, CVPR, eq. 4 with the margin of section 3.2.
     """
@@ -95,14 +95,14 @@ class SemiHardMiner(BandMiner):
         distance: Distance = "euclidean",
         seed: int = 0,
         budget: int = BUDGET,
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
         if not 0 < margin < math.inf:
             raise ValueError(
                 f"SemiHardMiner needs a finite margin > 0, got {margin}. A zero-width band keeps no triplets; for "
                 "negatives that are nearer than the positive use HardMiner."
             )
-        super().__init__(negatives, distance, seed, budget, margin, groups)
+        super().__init__(negatives, distance, seed, budget, margin, group_rule)
         self.width = margin
 
     def within(self, to_positive: Tensor, to_negative: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class HardMiner(BandMiner):
         distance: how far apart two rows are.
         seed: of the random choice and of the sample.
         budget: of "all" at most so many triplets, a uniform sample; `dropped` says how many more there are.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
 
     Source: pytorch-metric-learning's TripletMarginMiner, type "hard".
     """
@@ -141,9 +141,9 @@ class HardMiner(BandMiner):
         distance: Distance = "euclidean",
         seed: int = 0,
         budget: int = BUDGET,
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(negatives, distance, seed, budget, None, groups)
+        super().__init__(negatives, distance, seed, budget, None, group_rule)
 
     def within(self, to_positive: Tensor, to_negative: Tensor) -> Tensor:
         """See `BandMiner`."""
@@ -165,7 +165,7 @@ class AngularMiner(TripletMiner):
         seed: of the sample.
         budget: at most so many triplets, a uniform sample; `dropped` says how many more there are.
         margin: see `TripletMiner`; of Euclidean distances.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
 
     Source: Wang, Zhou, Wen, Liu & Lin 2017, ICCV, "Deep metric learning with angular loss", eq. 3 and 4, as read by
     pytorch-metric-learning's AngularMiner.
@@ -177,9 +177,9 @@ class AngularMiner(TripletMiner):
         seed: int = 0,
         budget: int = BUDGET,
         margin: float | None = None,
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(margin, groups, "euclidean")
+        super().__init__(margin, group_rule, "euclidean")
         if not 0 < angle < 90:
             raise ValueError(f"AngularMiner angle must be between 0 and 90 degrees, got {angle}; 20 to 45 are usual.")
         at_least_one("budget", budget)

@@ -57,9 +57,9 @@ class BatchHardMiner(TripletMiner):
     """
 
     def __init__(
-        self, distance: Distance = "euclidean", margin: float | None = None, groups: GroupRule = "any"
+        self, distance: Distance = "euclidean", margin: float | None = None, group_rule: GroupRule = "any"
     ) -> None:
-        super().__init__(margin, groups, distance)
+        super().__init__(margin, group_rule, distance)
 
     def mine(self, x: Tensor, y: Tensor, candidates: Candidates) -> Triplets:
         """At most n triplets, by anchor."""
@@ -90,9 +90,9 @@ class EasyPositiveMiner(TripletMiner):
         negatives: EasyPositiveNegatives = "semi-hard",
         distance: Distance = "euclidean",
         margin: float | None = None,
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(margin, groups, distance)
+        super().__init__(margin, group_rule, distance)
         one_of("negatives", negatives, EasyPositiveNegatives)
         self.negatives: EasyPositiveNegatives = negatives
 
@@ -126,7 +126,7 @@ class RankWindowMiner(TripletMiner):
         seed: of the random choices and of the sample.
         budget: at most so many triplets, a uniform sample; `dropped` says how many more there are.
         margin: see `TripletMiner`; looked at last.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class RankWindowMiner(TripletMiner):
         seed: int = 0,
         budget: int = BUDGET,
         margin: float | None = None,
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(margin, groups, distance)
+        super().__init__(margin, group_rule, distance)
         if skip < 0:
             raise ValueError(f"skip must be >= 0, got {skip}.")
         one_of("positives", positives, WindowPositives)

@@ -38,7 +38,7 @@ class InBatchMiner(nn.Module, ABC):
     are a uniform sample of all. It is 0 for miners without a budget.
 
     Args:
-        groups: negatives come from "any" group, only from an "other" group than the anchor's (shelf, alphabet,
+        group_rule: negatives come from "any" group, only from an "other" group than the anchor's (shelf, alphabet,
             camera), or from the "same".
         distance: how far apart two rows are.
     """
@@ -46,11 +46,11 @@ class InBatchMiner(nn.Module, ABC):
     tuples: ClassVar[TupleKind]
     dropped: Tensor
 
-    def __init__(self, groups: GroupRule = "any", distance: Distance = "euclidean") -> None:
+    def __init__(self, group_rule: GroupRule = "any", distance: Distance = "euclidean") -> None:
         super().__init__()
-        one_of("groups", groups, GroupRule)
+        one_of("group_rule", group_rule, GroupRule)
         one_of("distance", distance, Distance)
-        self.group_rule: GroupRule = groups
+        self.group_rule: GroupRule = group_rule
         self.distance: Distance = distance
         self.dropped = torch.zeros((), dtype=torch.int64)
 
@@ -110,9 +110,9 @@ class InBatchMiner(nn.Module, ABC):
         for name, given, rows in (("groups", groups, x), ("ref_groups", ref_groups, y)):
             if given is None or given.shape != (len(rows),):
                 raise ValueError(
-                    f"{type(self).__name__}(groups={self.group_rule!r}) needs {name}, one integer for each of "
+                    f"{type(self).__name__}(group_rule={self.group_rule!r}) needs {name}, one integer for each of "
                     f"{len(rows)} rows, got {'none' if given is None else tuple(given.shape)}; call it with {name}=, "
-                    'or build it with groups="any".'
+                    'or build it with group_rule="any".'
                 )
             checked.append(given.to(x.device))
         return checked[0], checked[1]
@@ -124,15 +124,15 @@ class TripletMiner(InBatchMiner):
     Args:
         margin: > 0, in the units of `distance`: triplets whose hinge max(0, d(a,p) - d(a,n) + margin) is 0 are left
             out. None: they stay.
-        groups: see `InBatchMiner`; so is distance.
+        group_rule: see `InBatchMiner`; so is distance.
     """
 
     tuples: ClassVar[TupleKind] = "triplets"
 
     def __init__(
-        self, margin: float | None = None, groups: GroupRule = "any", distance: Distance = "euclidean"
+        self, margin: float | None = None, group_rule: GroupRule = "any", distance: Distance = "euclidean"
     ) -> None:
-        super().__init__(groups, distance)
+        super().__init__(group_rule, distance)
         if margin is not None:
             positive_number(f"{type(self).__name__} margin", margin, "None keeps every triplet")
         self.margin = margin

@@ -29,8 +29,8 @@ class HardPairMiner(InBatchMiner):
 
     tuples: ClassVar[TupleKind] = "pairs"
 
-    def __init__(self, distance: Distance = "euclidean", groups: GroupRule = "any") -> None:
-        super().__init__(groups, distance)
+    def __init__(self, distance: Distance = "euclidean", group_rule: GroupRule = "any") -> None:
+        super().__init__(group_rule, distance)
 
     def mine(self, x: Tensor, y: Tensor, candidates: Candidates) -> Pairs:
         """At most n pairs of each kind, by anchor."""
@@ -51,7 +51,7 @@ class MultiSimilarityMiner(InBatchMiner):
         distance: the paper compares cosines; with "cosine" (1 - cos) the inequalities are the paper's.
         seed: of the sample.
         budget: at most so many pairs, a uniform sample of both kinds together; `dropped` says how many more there are.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
 
     Source: Wang, Han, Huang, Dong & Scott 2019, CVPR, "Multi-similarity loss with general pair weighting", eq. 6-7.
     """
@@ -64,9 +64,9 @@ class MultiSimilarityMiner(InBatchMiner):
         distance: Distance = "cosine",
         seed: int = 0,
         budget: int = BUDGET,
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(groups, distance)
+        super().__init__(group_rule, distance)
         if not 0 <= epsilon < math.inf:
             raise ValueError(f"MultiSimilarityMiner epsilon must be a finite number >= 0, got {epsilon}.")
         at_least_one("budget", budget)

@@ -33,7 +33,7 @@ class RandomTripletMiner(TripletMiner):
         seed: of the draws.
         margin: see `TripletMiner`; triplets are drawn first and left out then.
         distance: of the margin.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class RandomTripletMiner(TripletMiner):
         seed: int = 0,
         margin: float | None = None,
         distance: Distance = "euclidean",
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(margin, groups, distance)
+        super().__init__(margin, group_rule, distance)
         at_least_one("triplets_per_anchor", triplets_per_anchor)
         self.triplets_per_anchor = triplets_per_anchor
         self.stream = RandomStream(seed)
@@ -69,7 +69,7 @@ class RandomPairMiner(InBatchMiner):
     Args:
         positives_per_anchor: >= 1; negatives_per_anchor: likewise.
         seed: of the draws.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
     """
 
     tuples: ClassVar[TupleKind] = "pairs"
@@ -79,9 +79,9 @@ class RandomPairMiner(InBatchMiner):
         positives_per_anchor: int = 1,
         negatives_per_anchor: int = 1,
         seed: int = 0,
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(groups)
+        super().__init__(group_rule)
         at_least_one("positives_per_anchor", positives_per_anchor)
         at_least_one("negatives_per_anchor", negatives_per_anchor)
         self.positives_per_anchor = positives_per_anchor
@@ -111,7 +111,7 @@ class AllTripletsMiner(TripletMiner):
         seed: of the sample.
         margin: see `TripletMiner`; only triplets that it keeps are counted and sampled.
         distance: of the margin.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class AllTripletsMiner(TripletMiner):
         seed: int = 0,
         margin: float | None = None,
         distance: Distance = "euclidean",
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(margin, groups, distance)
+        super().__init__(margin, group_rule, distance)
         at_least_one("budget", budget)
         self.budget = budget
         self.stream = RandomStream(seed)
@@ -150,13 +150,13 @@ class AllPairsMiner(InBatchMiner):
     Args:
         budget: >= 1.
         seed: of the sample.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
     """
 
     tuples: ClassVar[TupleKind] = "pairs"
 
-    def __init__(self, budget: int = BUDGET, seed: int = 0, groups: GroupRule = "any") -> None:
-        super().__init__(groups)
+    def __init__(self, budget: int = BUDGET, seed: int = 0, group_rule: GroupRule = "any") -> None:
+        super().__init__(group_rule)
         at_least_one("budget", budget)
         self.budget = budget
         self.stream = RandomStream(seed)
@@ -190,7 +190,7 @@ class DistanceWeightedMiner(TripletMiner):
         nonzero_loss_cutoff: above `cutoff`, at most 2; a negative must be nearer than this.
         seed: of the draws.
         margin: see `TripletMiner`; triplets are drawn first and left out then.
-        groups: see `InBatchMiner`.
+        group_rule: see `InBatchMiner`.
 
     Source: Wu, Manmatha, Smola & Krähenbühl 2017, ICCV, "Sampling matters in deep embedding learning", section 4.
     """
@@ -201,9 +201,9 @@ class DistanceWeightedMiner(TripletMiner):
         nonzero_loss_cutoff: float = 1.4,
         seed: int = 0,
         margin: float | None = None,
-        groups: GroupRule = "any",
+        group_rule: GroupRule = "any",
     ) -> None:
-        super().__init__(margin, groups, "euclidean")
+        super().__init__(margin, group_rule, "euclidean")
         if not 0 < cutoff < nonzero_loss_cutoff <= 2:
             raise ValueError(
                 "DistanceWeightedMiner needs 0 < cutoff < nonzero_loss_cutoff <= 2, the distances between rows of "

@@ -14,6 +14,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from lossopt.losses.distances import one_of
+from lossopt.miners.candidates import GroupRule
 from lossopt.miners.tuples import Triplets
 from lossopt.retrieval.factory import FLAT
 from lossopt.retrieval.index import Distance, check_vectors, unit_length
@@ -21,7 +22,6 @@ from lossopt.retrieval.neighbours import nearest
 from lossopt.retrieval.task import Task, make_task
 
 Positive = Literal["nearest", "hardest", "random"]
-GroupRule = Literal["any", "other", "same"]
 _CELLS = 2**22  # distances held at a time
 _MOST_CLASSMATES = (
     64  # rows of the anchor's class that are expected before its negatives; of more, the search asks again

@@ -40,7 +40,7 @@ class Case:
         self.d = [[sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) for v in self.ref_rows] for u in rows]
 
     def mine(self, make, *arguments, **settings):
-        miner = make(*arguments, groups=self.rule, **settings)
+        miner = make(*arguments, group_rule=self.rule, **settings)
         x, reference = matrix(self.rows), None if self.reference is None else matrix(self.ref_rows)
         given = {"groups": torch.tensor(self.groups, dtype=torch.int64)}
         if reference is not None:
@@ -372,7 +372,7 @@ def test_bad_arguments_are_refused():
         with pytest.raises(ValueError, match="budget must be >= 1, got 0"):
             make(budget=0)
     with pytest.raises(ValueError, match="groups must be one of 'any', 'other', 'same'; got 'different'"):
-        BatchHardMiner(groups="different")
+        BatchHardMiner(group_rule="different")
     with pytest.raises(ValueError, match="labels must be one per embedding: 4 rows"):
         BatchHardMiner()(torch.zeros(4, 2), torch.zeros(3))
     with pytest.raises(ValueError, match=r"labels must be \(rows,\), got"):

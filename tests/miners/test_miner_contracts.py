@@ -118,7 +118,7 @@ def test_groups_rule_the_negatives(make):
     groups = torch.arange(60) % 3 + 2**24
     ref, ref_labels, ref_groups = x[:50].clone(), labels[:50], groups[:50].flip(0)
     for rule, wanted in (("other", False), ("same", True)):
-        miner = make(groups=rule)
+        miner = make(group_rule=rule)
         assert miner.needs_groups
         for found, of in (
             (miner(x, labels, groups=groups), groups),
@@ -132,7 +132,7 @@ def test_groups_rule_the_negatives(make):
         assert len(as_pairs(make.tuples, none)[1][0]) == 0
         one = "one integer for each of 60 rows"
         with pytest.raises(
-            ValueError, match=rf"{make.__name__}\(groups='{rule}'\) needs groups, {one}, got none; call"
+            ValueError, match=rf"{make.__name__}\(group_rule='{rule}'\) needs groups, {one}, got none; call"
         ):
             miner(x, labels)
         with pytest.raises(ValueError, match=rf"needs groups, {one}, got \(59,\)"):

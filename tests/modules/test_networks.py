@@ -58,7 +58,7 @@ def tiny_batch(groups=None):
 
 def test_groups_go_to_a_miner_that_asks_for_them():
     groups = torch.tensor([5, 5, 0, 1, 1, 7])
-    network = TripletNetwork(Conv4(), TripletLoss(), Asking(groups="other"))
+    network = TripletNetwork(Conv4(), TripletLoss(), Asking(group_rule="other"))
     assert network.needs_groups
     network.training_step(tiny_batch(groups), 0)
     assert torch.equal(network.miner.given, groups)

@@ -47,7 +47,7 @@ CASES = {
     "hard pairs": (SiameseNetwork, ContrastiveLoss, HardPairMiner),
     "supcon": (SiameseNetwork, pml.SupConLoss, lambda: None),
     "random": (TripletNetwork, lambda: TripletLoss(margin=0.5), lambda: RandomTripletMiner(2, seed=5)),
-    "groups": (TripletNetwork, lambda: TripletLoss(margin=0.5), lambda: BatchHardMiner(groups="other")),
+    "groups": (TripletNetwork, lambda: TripletLoss(margin=0.5), lambda: BatchHardMiner(group_rule="other")),
     "weights of the loss": (SiameseNetwork, learned, lambda: None),
     "memory": (SiameseNetwork, lambda: CrossBatchMemory(ContrastiveLoss(), 5, 40, HardPairMiner()), lambda: None),
     "nothing": (TripletNetwork, TripletLoss, Nothing),
