@@ -371,7 +371,7 @@ def test_bad_arguments_are_refused():
     for make in (AllPairsMiner, AllTripletsMiner, AngularMiner, HardMiner, MultiSimilarityMiner, RankWindowMiner):
         with pytest.raises(ValueError, match="budget must be >= 1, got 0"):
             make(budget=0)
-    with pytest.raises(ValueError, match="groups must be one of 'any', 'other', 'same'; got 'different'"):
+    with pytest.raises(ValueError, match="group_rule must be one of 'any', 'other', 'same'; got 'different'"):
         BatchHardMiner(group_rule="different")
     with pytest.raises(ValueError, match="labels must be one per embedding: 4 rows"):
         BatchHardMiner()(torch.zeros(4, 2), torch.zeros(3))
