@@ -137,6 +137,17 @@ class Classes:
         return scores
 
 
+def classes_of(relation: Relation, loss: str) -> Classes:
+    """The relation, which has to be one of classes.
+
+    Raises:
+        TypeError: it is another, which the loss named cannot compare.
+    """
+    if not isinstance(relation, Classes):
+        raise TypeError(f"{loss} compares Classes, got {type(relation).__name__}.")
+    return relation
+
+
 class ListedPairs:
     """Positives and negatives are those a miner listed.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lossopt.losses.all_tuples import TupleKind
-from lossopt.losses.classes import Classes, Relation
+from lossopt.losses.classes import Classes, Relation, classes_of
 from lossopt.losses.embedding import EmbeddingLoss, positive_number
 from lossopt.losses.tiles import Comparison, Terms, Tile, total_over_tiles
 
@@ -69,8 +69,7 @@ class _RankingLoss(EmbeddingLoss):
         """(b,) loss of each anchor of the tile, finite also for those that do not count."""
 
     def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
-        if not isinstance(relation, Classes):
-            raise TypeError(f"{type(self).__name__} compares Classes, got {type(relation).__name__}.")
+        relation = classes_of(relation, type(self).__name__)
         counted = (relation.positive_count > 0) & (relation.negative_count > 0)
 
         def terms(tile: Tile) -> Terms:

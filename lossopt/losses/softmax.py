@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lossopt.losses.all_tuples import TupleKind
-from lossopt.losses.classes import NEVER, Classes, Relation
+from lossopt.losses.classes import NEVER, Classes, Relation, classes_of
 from lossopt.losses.distances import Distance
 from lossopt.losses.embedding import EmbeddingLoss, RowLoss, positive_number
 from lossopt.losses.tiles import Comparison, Terms, Tile, total_over_tiles
@@ -148,8 +148,7 @@ class NPairsLoss(EmbeddingLoss):
 
     def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
         """All pairs of places."""
-        if not isinstance(relation, Classes):
-            raise TypeError(f"NPairsLoss compares Classes, got {type(relation).__name__}.")
+        relation = classes_of(relation, type(self).__name__)
         own = relation.own
         first = torch.arange(len(y), device=y.device).roll(-(own or 0))  # the batch's own rows have the first places
         place = _places(relation.ref_labels[first])

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lossopt.losses.all_tuples import TupleKind
-from lossopt.losses.classes import Classes, Relation
+from lossopt.losses.classes import Classes, Relation, classes_of
 from lossopt.losses.distances import Distance, distances_at, one_of
 from lossopt.losses.embedding import EmbeddingLoss, Reduction, positive_number, reduced
 from lossopt.losses.tiles import Comparison, Terms, Tile, total_over_tiles
@@ -130,17 +130,6 @@ class _Prepared(torch.autograd.Function):
         return weight * of_total.to(weight.dtype), None, None
 
 
-def classes_of(relation: Relation, loss: EmbeddingLoss) -> Classes:
-    """The relation, which has to be one of classes.
-
-    Raises:
-        TypeError: it is another.
-    """
-    if not isinstance(relation, Classes):
-        raise TypeError(f"{type(loss).__name__} compares Classes, got {type(relation).__name__}.")
-    return relation
-
-
 class TripletwiseLoss(EmbeddingLoss):
     """Interface of losses over triplets."""
 
@@ -217,7 +206,7 @@ class TripletLoss(TripletwiseLoss):
 
     def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
         """The selected triplets."""
-        classes = classes_of(relation, self)
+        classes = classes_of(relation, type(self).__name__)
 
         def terms(tile: Tile) -> Terms:
             return self.hinge(tile, classes, tile.positives, self.margin, self.select)
@@ -245,7 +234,7 @@ class SoftMarginTripletLoss(TripletwiseLoss):
 
     def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
         """All triplets."""
-        classes = classes_of(relation, self)
+        classes = classes_of(relation, type(self).__name__)
 
         def terms(tile: Tile) -> Terms:
             columns, filled = tile.positives
@@ -306,7 +295,7 @@ class RankingHingeLoss(TripletwiseLoss):
 
     def compare(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
         """All (anchor, more relevant, less relevant)."""
-        levels = relation.levels if isinstance(relation, Levels) else [classes_of(relation, self)]
+        levels = relation.levels if isinstance(relation, Levels) else [classes_of(relation, type(self).__name__)]
 
         def terms(tile: Tile) -> Terms:
             parts = []

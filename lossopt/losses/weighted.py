@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lossopt.losses.all_tuples import TupleKind
-from lossopt.losses.classes import NEVER, Classes, ListedPairs, Relation
+from lossopt.losses.classes import NEVER, Classes, ListedPairs, Relation, classes_of
 from lossopt.losses.distances import Distance, distances_at
 from lossopt.losses.embedding import EmbeddingLoss, RowLoss, positive_number
 from lossopt.losses.softmax import anything, log_sum_exp, over_negatives
@@ -171,8 +171,7 @@ class LiftedStructureLoss(EmbeddingLoss):
 
     def _compare_with_reference(self, x: Tensor, y: Tensor, relation: Relation) -> Terms:
         """A reference row is the partner of several anchors: what they ask of its negatives is passed on as one sum."""
-        if not isinstance(relation, Classes):
-            raise TypeError(f"LiftedStructureLoss compares Classes, got {type(relation).__name__}.")
+        relation = classes_of(relation, type(self).__name__)
         turned = Classes(relation.ref_labels, relation.labels, None)
         of_columns = per_row(Comparison(y, x, self.distance, turned), self._negatives)
         leaf = of_columns.detach().requires_grad_(of_columns.requires_grad)
