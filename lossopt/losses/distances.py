@@ -84,6 +84,8 @@ class _TupleDistance(torch.autograd.Function):
 
 def distances_at(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, distance: Distance) -> Tensor:
     """Distances of x[rows] to y[columns], (t,); memory: the t numbers, not their rows. Differentiable once."""
+    if not torch.is_grad_enabled():
+        x, y = x.detach(), y.detach()
     found: Tensor = _TupleDistance.apply(x, y, rows, columns, distance)
     return found
 

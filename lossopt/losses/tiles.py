@@ -21,6 +21,7 @@ _CELLS_CPU = 2**18  # numbers of a tile: several of them stay in the cache of a 
 _CELLS_DEVICE = 2**24  # ... and here they keep an accelerator busy
 _SQUARE = 2**22  # numbers up to which a batch with itself is held whole, for each serves two rows
 _SIDE = 256  # rows of such a square that are measured at once
+_ALIKE = 100  # times longer, at most, is the square of a row than that of another if one noise serves all
 _NOISE = 64  # last bits of |x|² + |y|² by which the square of a distance may be wrong
 
 
@@ -71,7 +72,8 @@ class Comparison:
 
     def __init__(self, x: Tensor, y: Tensor, distance: Distance, relation: Relation) -> None:
         self.own_reference = y is x
-        self.leaves = (x, None if y is x else y)  # what a gradient is asked for
+        leaves = (x, y) if torch.is_grad_enabled() else (x.detach(), y.detach())
+        self.leaves = (leaves[0], None if y is x else leaves[1])  # what a gradient is asked for
         self.x = unit_rows(x.detach()) if distance == "cosine" else x.detach()
         self.y = self.x if y is x else unit_rows(y.detach()) if distance == "cosine" else y.detach()
         self.distance, self.relation = distance, relation
@@ -99,10 +101,14 @@ class Comparison:
         return of_x, of_y
 
     @cached_property
-    def _noise(self) -> float:
-        of_x, of_y = (squares.nan_to_num(0, 0, 0) for squares in self._squares)  # a bad row blurs no other
-        largest = of_x.amax() + (of_y.amax() if len(of_y) else 0)
-        return float(largest) * _NOISE * torch.finfo(self._wide_y.dtype).eps
+    def _noise(self) -> float | tuple[Tensor, Tensor]:
+        """What a squared distance must exceed: one number, or the two parts of it where lengths differ a lot."""
+        of_x, of_y = (squares * _NOISE * torch.finfo(squares.dtype).eps for squares in self._squares)
+        both = torch.cat((of_x, of_y))
+        if not len(both):
+            return 0.0
+        least, most = torch.stack(both.aminmax()).tolist()
+        return 2 * most if most <= _ALIKE * least else (of_x.to(self.x.dtype), of_y.to(self.x.dtype))
 
     @cached_property
     def square(self) -> Tensor | None:
@@ -130,7 +136,11 @@ class Comparison:
             return torch.mm(wide(x), y.T).neg_().to(x.dtype)
         of_x, of_y = self._squares
         squared = torch.addmm(of_y[first:], wide(x), y.T, alpha=-2).add_(of_x[start:stop, None]).to(x.dtype)
-        torch.threshold_(squared, self._noise, 0)  # a NaN stays one
+        if isinstance(self._noise, float):
+            torch.threshold_(squared, self._noise, 0)  # a NaN stays one
+        else:
+            noise_of_x, noise_of_y = self._noise
+            squared.mul_(squared > noise_of_x[start:stop, None] + noise_of_y[first:])
         if self.distance == "cosine":
             of_x, of_y = self._zero_rows
             return squared.div_(2).add_(of_x[start:stop, None]).add_(of_y[first:])

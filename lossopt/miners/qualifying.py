@@ -54,7 +54,7 @@ def sides(tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     """
     columns, filled = tile.positives
     to_positive = tile.distances.gather(1, columns).masked_fill_(~filled, math.nan)
-    return columns, to_positive, tile.distances.masked_fill_(~tile.different, math.nan)
+    return columns, to_positive, tile.distances.masked_fill(~tile.different, math.nan)
 
 
 def qualifying(comparison: Comparison, condition: Condition) -> Iterator[Block]:

@@ -221,7 +221,7 @@ class DistanceWeightedMiner(TripletMiner):
     def _of(self, tile: Tile, dimensions: int) -> tuple[Tensor, Tensor, Tensor]:
         """Positive, negative, and whether there is such a triplet, (b, p) each."""
         columns, filled = tile.positives
-        weights = self._weights(tile.distances.masked_fill_(~tile.different, math.inf), dimensions)
+        weights = self._weights(tile.distances.masked_fill(~tile.different, math.inf), dimensions)
         so_far = weights.cumsum(1)
         target = self.stream.uniform(tuple(columns.shape), columns.device) * so_far[:, -1:]
         negative = torch.searchsorted(so_far, target.to(so_far.dtype), right=True).clamp_(max=so_far.shape[1] - 1)

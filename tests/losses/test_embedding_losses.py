@@ -298,6 +298,15 @@ def test_near_duplicates_keep_their_distance_in_float32():
     assert in_tiles(x, y, "euclidean").item() == pytest.approx(2**-7, rel=1e-4)
 
 
+@pytest.mark.parametrize("length", [1e3, 1e7, 1e12])
+@pytest.mark.parametrize("distance", ["euclidean", "squared", "cosine"])
+def test_one_long_row_leaves_the_distances_of_the_others(length, distance):
+    x = torch.nn.functional.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(2)))
+    with_it = torch.cat((x, torch.full((1, 8), length), torch.zeros(1, 8)))
+    torch.testing.assert_close(in_tiles(with_it, with_it, distance)[:16, :16], in_tiles(x, x, distance))
+    assert in_tiles(with_it, with_it, distance)[16, 16] == 0
+
+
 @pytest.mark.parametrize("width", [1e-2, 1e-4])
 def test_a_narrow_cone_in_float32_has_the_loss_and_gradient_of_float64(width):
     """Nearly collapsed: |x|² - 2xy + |y|² in float32 would have no correct digit left."""

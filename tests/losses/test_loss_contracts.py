@@ -230,6 +230,19 @@ def test_half_precision_is_computed_in_float32(make, dtype):
 
 
 @every_loss
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_gradient_is_worked_out_where_none_is_wanted(make, mode, monkeypatch):
+    x, labels = batch()
+    wanted = make()(x, labels)
+    x.requires_grad_()
+    monkeypatch.setattr(tiles, "_Gradient", None)
+    with mode():
+        found = make()(x, labels)
+    assert torch.equal(found, wanted)
+    assert not found.requires_grad
+
+
+@every_loss
 def test_autocast_changes_nothing(make):
     x, labels = batch()
     with torch.autocast("cpu", torch.bfloat16):

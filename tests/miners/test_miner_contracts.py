@@ -103,6 +103,23 @@ def test_tiles_change_nothing(make, rows, monkeypatch):
 
 
 @every_miner
+@pytest.mark.parametrize("budget", [None, 7])
+def test_a_square_of_distances_that_is_kept_changes_nothing(make, budget, monkeypatch):
+    """Batches of some hundred rows are measured once; a miner that looks twice must find them as they were."""
+    if budget and "budget" not in inspect.signature(make).parameters:
+        pytest.skip("returns no more than its anchors ask for")
+    arguments = {} if budget is None else {"budget": budget}
+    given = batch(40)
+    whole, dropped = make(**arguments), make(**arguments)
+    found = whole(*given)
+    monkeypatch.setattr(tiles, "_SIDE", 7)
+    monkeypatch.setattr(tiles, "_CELLS_CPU", 3 * 40)
+    assert equal(dropped(*given), found)
+    assert dropped.dropped == whole.dropped
+    assert budget is None or whole.dropped > 0
+
+
+@every_miner
 def test_rows_apart_in_memory_change_nothing(make):
     x, labels = batch()
     apart, labels_apart = torch.randn(5, 36), torch.zeros(18, 2, dtype=torch.int64)
