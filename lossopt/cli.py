@@ -397,13 +397,11 @@ def _index_tune(given: argparse.Namespace, table: "LabelledVectors") -> None:
 
 
 def mine(words: list[str]) -> None:
-    """`lossopt mine RUN [--split train]`, `lossopt mine VECTORS [--output triplets.csv]`."""
+    """`lossopt mine RUN [--split train]`, `lossopt mine VECTORS [--output FILE.npz]`."""
     parser = argparse.ArgumentParser(prog="lossopt mine", description="Hard negatives out of a whole data set.")
     parser.add_argument("what", type=Path, help=f"a run, a .ckpt file, {VECTORS}")
     parser.add_argument("--split", choices=SPLITS, default="train", help="of a run's data; default: train")
-    parser.add_argument(
-        "--output", type=_file, default=Path("triplets.csv"), help=".csv or .npz; default: triplets.csv"
-    )
+    parser.add_argument("--output", type=_file, help=".csv or .npz; default: triplets-WHAT.csv in this folder")
     parser.add_argument("--labels", type=Path, help="of vectors: .npy, .csv, .txt or .json, in their order")
     parser.add_argument("--skip", type=int, default=0, help="leave out so many nearest negatives (label noise)")
     parser.add_argument("--window", type=_positive, default=3, help="mine the so many next ones; default: 3")
@@ -435,8 +433,9 @@ def mine(words: list[str]) -> None:
     except ValueError as unfit:
         raise ConfigError(str(unfit)) from unfit
     print(as_text(found, len(table)))
-    count = write_triplets(given.output, found, table.names)
-    print(_printable(f"{count:,} triplets written to {given.output}"))
+    output = given.output or Path(f"triplets-{given.what.resolve().stem}.csv")
+    count = write_triplets(output, found, table.names)
+    print(_printable(f"{count:,} triplets written to {output}"))
 
 
 def search(words: list[str]) -> None:

@@ -8,9 +8,11 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
+from lossopt.callbacks import TrainingHealth
 from lossopt.data.dataset import Batch, LabelledImages
 from lossopt.data.module import RetrievalData, to_float
 from lossopt.errors import NonFiniteError
+from lossopt.health import Sign
 from lossopt.miners.whole_set import HardNegatives, WholeSetMining
 from lossopt.retrieval.embeddings import embed
 from lossopt.samplers import Lookalikes
@@ -93,7 +95,24 @@ class MiningRefresh(Callback):
         logged |= {"mining/seconds": time.perf_counter() - began, "epoch": float(trainer.current_epoch)}
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=trainer.global_step)
+        _say_if_empty(trainer, found)
         return rows[found.anchor], np.where(found.negative >= 0, rows[found.negative], -1)
+
+
+def _say_if_empty(trainer: Trainer, found: HardNegatives) -> None:
+    """Batches without a mined class are batches without mining: that belongs to the health of the run."""
+    health = next((c for c in trainer.callbacks if isinstance(c, TrainingHealth)), None)  # type: ignore[attr-defined]
+    if health is None or (found.negative >= 0).any():
+        return
+    dropped = found.dropped
+    sign = Sign(
+        {"candidates": dropped.candidates},
+        f"mining is dead: of {dropped.candidates:,} negatives from the whole set none was left (out of "
+        f"range {dropped.out_of_range:,}, within the absolute margin {dropped.absolute:,}, "
+        f"the relative {dropped.relative:,})",
+        "a smaller min_distance or margin of the mining, or none",
+    )
+    health.note(trainer, "dead mining", sign)
 
 
 def _data(trainer: Trainer) -> RetrievalData:

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
@@ -10,11 +11,13 @@ from pytorch_lightning.callbacks import ProgressBar as AnyProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lossopt.callbacks import ProgressBar, rows_of
-from lossopt.data.module import RetrievalData
+from lossopt.data.module import RetrievalData, to_float
 from lossopt.errors import ConfigError
+from lossopt.losses.memory import CrossBatchMemory
 from lossopt.modules.embedding import EmbeddingNetwork
 from lossopt.processes import check_strategy
 from lossopt.retrieval.counting import relevant_and_candidates
+from lossopt.retrieval.index import NeighbourIndex
 from lossopt.retrieval.task import make_task
 
 
@@ -101,7 +104,7 @@ def check_data(made: Namespace) -> None:
 
     Raises:
         ConfigError: a loss with fewer classes than there are; a recall@k of more items than a query can find; a rule
-            for groups where there are none.
+            for groups where there are none; a memory for embeddings of another size; mining that can find nothing.
     """
     classes = len(made.data.training_table().class_names)
     room = getattr(made.model.loss_fn, "num_classes", None)
@@ -115,6 +118,7 @@ def check_data(made: Namespace) -> None:
             f"The miner {type(made.model.miner).__name__} chooses negatives by group, but the training data has no "
             "groups. Give the data a group column, or set the miner's group_rule to 'any'."
         )
+    _check_embeddings(made)
     settings = made.retrieval
     for name in ("validation", "test"):
         rows = rows_of(getattr(made.data.splits, name))
@@ -131,3 +135,30 @@ def check_data(made: Namespace) -> None:
                 f"retrieval.ks asks for recall@{max(settings.ks)}, but a query of the {name} split has {most} "
                 f"items to find. Set --retrieval.ks to {fitting or [1]}."
             )
+
+
+def _check_embeddings(made: Namespace) -> None:
+    """What only the embedding of an image can tell: its size, where something was set for it."""
+    memory, mining = made.model.loss_fn, made.data.mining
+    table = made.data.training_table()
+    if not isinstance(memory, CrossBatchMemory) and mining is None:
+        return
+    made.model.eval()
+    with torch.no_grad():
+        size = made.model(to_float(table.batch([0]).images)).shape[1]
+    made.model.train()
+    if isinstance(memory, CrossBatchMemory) and memory.embedding_size != size:
+        raise ConfigError(
+            f"CrossBatchMemory has embedding_size {memory.embedding_size}, but the encoder's embeddings have {size} "
+            f"numbers. Set model.init_args.loss_fn.init_args.embedding_size to {size}."
+        )
+    if mining is None:
+        return
+    rows = min(mining.sample or len(table), len(table))
+    if mining.skip + mining.window >= rows:
+        raise ConfigError(
+            f"WholeSetMining skips {mining.skip:,} negatives and takes {mining.window:,}, but mines among {rows:,} "
+            "images. Lower data.init_args.mining.init_args.skip or window, or raise sample."
+        )
+    probe = np.random.default_rng(0).standard_normal((64, size), dtype=np.float32)
+    NeighbourIndex(probe, mining.distance, mining.factory, mining.parameters)  # refuses what FAISS does not take

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "modules": {"data", "miners", "schedules", "losses", "errors"},
     "callbacks": {"data", "durable", "errors", "health", "modules", "retrieval", "tracking"},
     "health": {"errors"},
-    "mining": {"data", "errors", "miners", "retrieval", "samplers"},
+    "mining": {"callbacks", "data", "errors", "health", "miners", "retrieval", "samplers"},
     "explain": set(),
     "config": {"errors", "explain", "retrieval"},
     "report": {"checkpoints", "data", "durable", "errors", "health", "retrieval", "tracking"},

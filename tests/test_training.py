@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from lossopt import training
 from lossopt.checkpoints import read_manifest
 from lossopt.cli import main
 from lossopt.config import parse
+from lossopt.health import read_health
 from lossopt.tracking import read_metrics, read_offline_run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -347,6 +349,40 @@ def test_losses_with_class_weights_train_and_must_have_room_for_the_classes(caps
 def test_a_miners_rule_for_groups_needs_groups(capsys):
     train(f"{MODEL}.miner", "lossopt.miners.BatchHardMiner", f"{MODEL}.miner.group_rule", "other", expect=2)
     assert "BatchHardMiner chooses negatives by group, but the training data has no groups" in capsys.readouterr().err
+
+
+MEMORY = ["--model", "lossopt.modules.SiameseNetwork", f"{MODEL}.miner", "null", f"{MODEL}.loss_fn"]
+MEMORY += ["lossopt.losses.CrossBatchMemory", f"{MODEL}.loss_fn.loss"]
+MINING = [f"{DATA}.mining", "lossopt.miners.whole_set.WholeSetMining", f"{DATA}.mining.confusable_classes", "4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            [*MEMORY, "lossopt.losses.ContrastiveLoss", f"{MODEL}.loss_fn.embedding_size", "16"],
+            "embedding_size 16, but the encoder's embeddings have 32 numbers. Set .*embedding_size to 32",
+        ),
+        (
+            [*MEMORY, "pytorch_metric_learning.losses.SmoothAPLoss", f"{MODEL}.loss_fn.embedding_size", "32"],
+            "SmoothAPLoss takes no reference",
+        ),
+        ([*MINING, f"{DATA}.mining.skip", "100000"], "skips 100,000 negatives and takes 16, but mines among"),
+        ([*MINING, f"{DATA}.mining.factory", "Foo"], "FAISS does not know the index 'Foo'"),
+        ([*MINING, f"{DATA}.mining.parameters", "nprobe=x"], "got 'nprobe=x'"),
+    ],
+)
+def test_what_cannot_work_with_these_embeddings_is_refused_before_the_run(words, message, capsys):
+    train(*words, expect=2)
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(Path("runs").rglob("config.yaml"))
+
+
+def test_mining_that_leaves_nothing_says_so(capsys):
+    folder = train(*MINING, f"{DATA}.mining.min_distance", "100", f"{DATA}.mining.every_n_steps", "2")
+    (finding,) = [found for found in read_health(folder).findings if found.kind == "dead mining"]
+    assert "negatives from the whole set none was left" in finding.what
+    assert "none was left (out of range" in capsys.readouterr().out
 
 
 def test_evaluate_takes_the_runs_own_settings_and_refuses_unknown_words(capsys):

@@ -95,6 +95,10 @@ def float32_or_wider(embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor
     for given in (embeddings, ref_emb):
         if given is not None and given.ndim != 2:
             raise ValueError(f"embeddings must have two dimensions (rows, features), got shape {tuple(given.shape)}.")
+    if ref_emb is not None and ref_emb.shape[1] != embeddings.shape[1]:
+        raise ValueError(
+            f"ref_emb has {ref_emb.shape[1]} numbers a row, but embeddings have {embeddings.shape[1]}; give the same."
+        )
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     if ref_emb is None or ref_emb is embeddings:
         x = embeddings.to(dtype)

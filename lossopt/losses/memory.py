@@ -3,6 +3,7 @@
 Letters: n rows of a batch, s rows of the memory, m reference rows, d embedding.
 """
 
+import copy
 import inspect
 from collections.abc import Sequence
 
@@ -36,8 +37,8 @@ class CrossBatchMemory(nn.Module):
             fast for old ones to be of use (the authors wait for 1,000 steps).
 
     Raises:
-        ValueError: a size below 1, or a miner that cannot leave out self-pairs, looks at groups, or goes with a loss
-            that takes no tuples.
+        ValueError: a size below 1, a loss that takes no reference, or a miner that cannot leave out self-pairs, looks
+            at groups, or goes with a loss that takes no tuples.
 
     Source: Wang, Zhang, Huang & Scott 2020, CVPR, "Cross-batch memory for embedding learning", algorithm 1.
     """
@@ -59,11 +60,17 @@ class CrossBatchMemory(nn.Module):
                 raise ValueError(f"CrossBatchMemory {name} must be {least} or more, got {given}.")
         if start_after < 0:
             raise ValueError(f"CrossBatchMemory start_after must be 0 or more steps, got {start_after}.")
+        _check_loss(loss, embedding_size)
         _check_miner(loss, miner)
         self.loss, self.miner, self.size, self.start_after = loss, miner, size, start_after
         self.register_buffer("memory", torch.zeros(size, embedding_size))
         self.register_buffer("memory_labels", torch.zeros(size, dtype=torch.int64))
         self.place = self.filled = self.steps = 0
+
+    @property
+    def embedding_size(self) -> int:
+        """d."""
+        return self.memory.shape[1]
 
     @property
     def tuples(self) -> str | None:
@@ -101,12 +108,14 @@ class CrossBatchMemory(nn.Module):
                 "CrossBatchMemory compares the batch with its memory, which a miner outside does not see; give the "
                 "miner to CrossBatchMemory(miner=...), and no indices."
             )
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.memory.shape[1]:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
             raise ValueError(
-                f"CrossBatchMemory has embedding_size {self.memory.shape[1]}, but the embeddings are of shape "
+                f"CrossBatchMemory has embedding_size {self.embedding_size}, but the embeddings are of shape "
                 f"{tuple(embeddings.shape)}; set embedding_size to that of the encoder."
             )
-        labels = labels.to(embeddings.device)
+        if labels.ndim != 1:
+            raise ValueError(f"CrossBatchMemory keeps one label of each row, got labels {tuple(labels.shape)}.")
+        labels = labels.to(embeddings.device, torch.int64)
         found = self._compare(embeddings, labels)
         if self.training:
             self._enqueue(embeddings.detach(), labels)
@@ -146,6 +155,25 @@ class CrossBatchMemory(nn.Module):
         self.place, self.filled, self.steps = state.tolist()
 
 
+def _check_loss(loss: nn.Module, embedding_size: int) -> None:
+    """Asks a copy of a loss that is not ours, on a few rows, whether it takes a reference."""
+    if isinstance(loss, CrossBatchMemory):
+        raise ValueError("CrossBatchMemory wraps a loss, not another CrossBatchMemory; give it that one's loss.")
+    if _takes_own(loss):
+        return
+    rows, labels, none = torch.ones(4, embedding_size), torch.arange(4) // 2, torch.empty(0, dtype=torch.int64)
+    try:
+        copy.deepcopy(loss)(rows, labels, (none,) * 4, rows.clone(), labels)
+    except (ValueError, TypeError, NotImplementedError) as refused:
+        if isinstance(refused, TypeError) or "ref_" in str(refused):
+            raise ValueError(
+                f"CrossBatchMemory compares a batch with earlier ones, but {type(loss).__name__} takes no reference "
+                f"({refused}). Take a loss of pairs or triplets."
+            ) from refused
+    except Exception:  # what else a stranger's loss does with made-up rows says nothing about real ones
+        return
+
+
 def _check_miner(loss: nn.Module, miner: nn.Module | None) -> None:
     if miner is None:
         return
@@ -158,7 +186,6 @@ def _check_miner(loss: nn.Module, miner: nn.Module | None) -> None:
     if getattr(miner, "needs_groups", False):
         raise ValueError(f"CrossBatchMemory keeps no groups, but {name} chooses by them; leave out its group rule.")
     if needed is not None and kind != needed:
-        takes = "whole rows" if needed == "batch" else f"{needed}; take a miner that returns those"
-        raise ValueError(
-            f"The miner {name} returns {kind}, but {type(loss).__name__} compares {takes}, or leave it out."
-        )
+        compares = "whole rows" if needed == "batch" else needed
+        other = "Leave it out" if needed == "batch" else f"Take one that returns {needed}, or leave it out"
+        raise ValueError(f"The miner {name} returns {kind}, but {type(loss).__name__} compares {compares}. {other}.")
