@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from lossopt.losses.classes import Relation
 from lossopt.losses.distances import Distance, unit_rows, wide
 
-_CELLS_CPU = 2**18  # numbers of a tile: several of them stay in the cache of a core
+_CELLS_CPU = 2**19  # numbers of a tile: a few of them stay in the cache of a core
 _CELLS_DEVICE = 2**24  # ... and here they keep an accelerator busy
 _SQUARE = 2**22  # numbers up to which a batch with itself is held whole, for each serves two rows
 _SIDE = 256  # rows of such a square that are measured at once
@@ -120,7 +120,10 @@ class Comparison:
         for start in range(0, n, _SIDE):
             stop = min(start + _SIDE, n)
             whole[start:stop, start:] = self._measured(start, stop, start)
-            whole[stop:, start:stop] = whole[start:stop, stop:].T
+        turned = whole.T.contiguous()
+        for start in range(0, n, _SIDE):
+            stop = min(start + _SIDE, n)
+            whole[stop:, start:stop] = turned[stop:, start:stop]
         return whole
 
     def distances(self, start: int, stop: int) -> Tensor:
@@ -194,7 +197,7 @@ class _Gradient:
     def finish(self) -> tuple[Tensor, Tensor | None]:
         """(n, d), and (m, d) or None where the rows are their own reference."""
         if self.square is not None:  # one product for a row as an anchor and as a partner
-            both = self.square + self.square.T
+            both = self.square.T.contiguous().add_(self.square)  # a sum that reads columns is many times slower
             self.of_x.addmm_(both, self.x, alpha=-1)
             if self.comparison.distance not in ("inner", "cosine"):
                 self.of_x.addcmul_(self.x, both.sum(1, keepdim=True))

@@ -76,12 +76,12 @@ def _compare_with_each(
     to_positive: Tensor, to_negative: Tensor, margin: float, select: Select
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Total, (b, p) active negatives of each positive, (b, m) minus the active positives of each negative; p passes."""
-    weight = torch.zeros_like(to_negative)
+    weight, scratch = torch.zeros_like(to_negative), torch.empty_like(to_negative)
     nearer = torch.zeros_like(to_positive)
     total = to_negative.new_zeros((), dtype=torch.float64)
     for k in range(to_positive.shape[1]):
         own = to_positive[:, k : k + 1]
-        excess = (own + margin - to_negative).clamp_(min=0)
+        excess = torch.sub(own + margin, to_negative, out=scratch).clamp_(min=0)
         if select == "semi-hard":
             excess *= to_negative > own
         elif select == "hard":
