@@ -66,7 +66,10 @@ def test_a_misspelt_key_in_a_file_likewise(tmp_path, content, answer):
     ("words", "answer"),
     [
         ([f"{MODEL}.loss_fn.init_args.margin", "-1"], "TripletLoss margin must be a finite number > 0, got -1.0"),
-        ([f"{MODEL}.miner", "lossopt.miners.HardPairMiner"], "Use one of AllTripletsMiner, AngularMiner, BatchHardMiner"),
+        (
+            [f"{MODEL}.miner", "lossopt.miners.HardPairMiner"],
+            "Use one of AllTripletsMiner, AngularMiner, BatchHardMiner",
+        ),
         ([f"{MODEL}.miner", "pytorch_metric_learning.miners.PairMarginMiner"], "PairMarginMiner returns pairs"),
         (["--model", "lossopt.modules.SiameseNetwork"], "SiameseNetwork trains on pairs"),
     ],
