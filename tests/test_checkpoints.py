@@ -490,8 +490,8 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_dies(tmp_path):
         from lossopt.durable import run_lock
         with run_lock({str(tmp_path)!r}):
             child = os.fork()  # a loading worker, which outlives its parent for a while
-            if child:
-                print(child, flush=True)
+            if not child:  # tells by itself that it is up and has let go of the lock
+                print(os.getpid(), flush=True)
             time.sleep(60)
     """
     first = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
