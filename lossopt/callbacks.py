@@ -83,7 +83,8 @@ class RetrievalAtValidation(Callback):
         self.say(f"{f'epoch {epoch}' if epoch else 'untrained':<11}{as_line(logged)}")
         pl_module.log_dict(logged, logger=False, sync_dist=False)  # for checkpoints and other callbacks
         for logger in trainer.loggers:
-            logger.log_metrics({**logged, "epoch": float(epoch)}, step=trainer.global_step)
+            so_far = {} if self.health is None else self.health.progress()
+            logger.log_metrics({**logged, **so_far, "epoch": float(epoch)}, step=trainer.global_step)
 
     def _measured(self, trainer: Trainer, parts: list[Tensor]) -> dict[str, float]:
         table: LabelledImages = trainer.datamodule.splits.validation  # type: ignore[attr-defined]
@@ -146,8 +147,9 @@ class TrainingHealth(Callback):
 
     miner/tuples, miner/share_active (share with a loss above zero, where the loss tells), train/positive_distance and
     train/negative_distance (mean Euclidean distance over the batch's pairs), train/embedding_norm, train/spread,
-    train/effective_rank, train/gradient_norm, train/images_per_second, train/images (seen so far),
-    train/learning_rate, train/loss; health/<kind>: 1 where a rule of `lossopt.health` speaks, else 0. Between those
+    train/effective_rank, train/gradient_norm, train/images_per_second, train/images (seen so far), train/seconds (of
+    training and its validations so far), train/learning_rate, train/loss; health/<kind>: 1 where a rule of
+    `lossopt.health` speaks, else 0. Between those
     steps nothing is read from the device.
 
     Args:
@@ -168,16 +170,28 @@ class TrainingHealth(Callback):
         self.steps_without_tuples = 0
         self.steps = 0
         self._since, self._images_then = time.perf_counter(), 0
+        self._seconds_before = 0.0
+        self._began: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Spent in training and its validations so far; a run that was interrupted goes on from its checkpoint."""
+        return self._seconds_before + (0.0 if self._began is None else time.perf_counter() - self._began)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The clock begins with training: the untrained network's validation is before it."""
+        self._began = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and findings that go on after a resume."""
         counts = {"images": self.images, "steps": self.steps, "steps_without_tuples": self.steps_without_tuples}
-        return {**counts, "log": self.history.state_dict()}
+        return {**counts, "seconds": self.seconds, "log": self.history.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `state_dict`."""
         self.images, self.steps = state_dict["images"], state_dict["steps"]
         self.steps_without_tuples = state_dict["steps_without_tuples"]
+        self._seconds_before = state_dict.get("seconds", 0.0)
         if "log" in state_dict:  # not in checkpoints of earlier versions
             self.history.load_state_dict(state_dict["log"])
 
@@ -252,9 +266,13 @@ class TrainingHealth(Callback):
             "train/embedding_norm": reading.embedding_norm,
             "train/spread": reading.spread,
             "train/effective_rank": reading.effective_rank,
-            "train/images": float(self.images),
+            **self.progress(),
             "train/images_per_second": rate,
         }
+
+    def progress(self) -> dict[str, float]:
+        """How far the run is, as it is logged with every figure that is to be drawn over images or seconds."""
+        return {"train/images": float(self.images), "train/seconds": self.seconds}
 
     def note(self, trainer: Trainer, kind: Kind, sign: Sign) -> None:
         """Adds what somebody else has seen."""

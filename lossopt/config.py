@@ -44,12 +44,14 @@ class RetrievalSettings:
         exclude: what a query may not find because it shares its group: "none", "same class" (images of its class, as
             with cameras), "all".
         test: whether the best checkpoint is measured on the test split at the end of training.
+        report: whether report.html is written then; without it a run ends sooner, and `lossopt report` writes it later.
     """
 
     ks: list[int] = dataclasses.field(default_factory=lambda: list(KS))
     distance: Distance = "euclidean"
     exclude: Exclusion = "none"
     test: bool = True
+    report: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

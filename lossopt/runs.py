@@ -1,7 +1,7 @@
 """The folder of a run: where it lies, what it holds, and how its model is used again.
 
 runs/<name>/<time>-<hash>/ holds config.yaml, environment.txt, metrics.jsonl, checkpoints/, wandb/ and, once the run is
-finished, embeddings/test/, threshold.json, report.html and results.json.
+finished, embeddings/test/, queries.npz, threshold.json, report.html and results.json.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class RunResult:
 
     folder: of the run. checkpoint: the best one, of `epoch`. untrained, validation: metrics of the validation split
     before training and at the best epoch. test: of the best checkpoint. images: seen in training. seconds: of training
-    and validation. notes: warnings in words.
+    and its validations. notes: warnings in words. peak_memory: bytes, of the last process; 0 in runs of old.
     """
 
     folder: Path
@@ -56,6 +56,7 @@ class RunResult:
     images: int
     seconds: float
     notes: list[str]
+    peak_memory: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """JSON types; the paths are relative to the run folder, which may be moved."""
@@ -91,7 +92,7 @@ def _check_same(config: dict[str, Any], earlier: dict[str, Any]) -> None:
     """Refuses to go on with a run under another configuration; names what differs."""
     if config_hash(config) == config_hash(earlier):
         return
-    now, then = _flat(config), _flat(earlier)
+    now, then = flattened(config), flattened(earlier)
     differing = [
         f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
@@ -103,10 +104,11 @@ def _check_same(config: dict[str, Any], earlier: dict[str, Any]) -> None:
     )
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted keys and values."""
     if not isinstance(config, dict):
         return {prefix.rstrip("."): config}
-    return {key: value for name, inner in config.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+    return {key: value for name, inner in config.items() for key, value in flattened(inner, f"{prefix}{name}.").items()}
 
 
 def run_folder(config: dict[str, Any], resume: str | None) -> tuple[Path, bool]:

@@ -5,10 +5,10 @@ import gc
 import json
 import logging
 import platform
+import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +40,7 @@ from lossopt.report.logged import logged_galleries, logged_tables
 from lossopt.report.run import write_run_report
 from lossopt.report.thumbnails import Pictures, TablePictures
 from lossopt.retrieval.evaluation import evaluate_vectors
+from lossopt.retrieval.queries import QUERIES, query_figures, write_queries
 from lossopt.retrieval.text import as_line
 from lossopt.runs import (
     CONFIG,
@@ -54,27 +55,36 @@ from lossopt.runs import (
     result_of,
     run_folder,
 )
+from lossopt.signals import ended_by_signals
 from lossopt.tracking import METRICS_FILE, finish, log_galleries, log_table, loggers, read_metrics
 
 
-def train(namespace: Namespace, resume: str | None = None, say: Callable[[str], None] = lambda line: None) -> RunResult:
+def train(
+    namespace: Namespace,
+    resume: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    watching: Sequence[pl.Callback] = (),
+) -> RunResult:
     """Trains as configured, then measures the best checkpoint on the test split.
 
     Args:
         namespace: a parsed configuration (`lossopt.config.parse`).
         resume: see `run_folder`.
         say: told what a person would want to know, a line at a time.
+        watching: callbacks besides those that are configured; they are no part of what the run is.
 
     Raises:
         LossoptError: of the kind that says what is wrong; nothing written before is lost.
+        KeyboardInterrupt, Terminated: Ctrl-C, SIGTERM (`signals`); likewise.
         SystemExit: with several processes, in all but the first, once training is done: what comes after is done once.
     """
     config = configuration.resolved(namespace)
     keep_freed_memory()
     processes.end_with_the_first()
-    with _quiet_lightning():
+    with ended_by_signals(), quiet_lightning():
         pl.seed_everything(config["seed"], workers=True, verbose=False)
         made = configuration.instantiate(namespace)
+        pl.seed_everything(config["seed"], workers=True, verbose=False)  # what a loss drew for itself changes nothing
         starter = check_settings(made)
         with processes.together(starter):
             made.data.seed = config["seed"] if made.data.seed is None else made.data.seed
@@ -86,7 +96,12 @@ def train(namespace: Namespace, resume: str | None = None, say: Callable[[str], 
                 return _trial(made, config, say)
             if not processes.is_first():
                 return _follow(made, config, starter)
+            made.trainer.callbacks = [*_as_list(made.trainer.callbacks), *watching]
             return _lead(made, config, starter, resume, say)
+
+
+def _as_list(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list) else [] if given is None else [given]
 
 
 def _lead(
@@ -132,7 +147,6 @@ def _fit(
     checkpoints = Checkpoints(folder, config, made.checkpoint.monitor, made.checkpoint.mode)
     watching = [retrieval, health, FiniteGuard(folder, health), checkpoints]
     trainer = _trainer(made, config, folder, watching)
-    began = time.perf_counter()
     try:
         if checkpoint is None:
             trainer.validate(model, datamodule=data, verbose=False)  # the untrained network: epoch 0
@@ -143,7 +157,7 @@ def _fit(
         processes.part(trainer)
         if not trainer.global_step:
             raise DataError("Training made no step: no training batch was used. Look at the trainer.limit_* settings.")
-        return _measure(made, folder, config, trainer, health, time.perf_counter() - began, say)
+        return _measure(made, folder, config, trainer, health, say)
     except BaseException:
         finish(trainer.loggers, {}, exit_code=1)
         raise
@@ -161,7 +175,6 @@ def _measure(
     config: dict[str, Any],
     trainer: pl.Trainer,
     health: TrainingHealth,
-    seconds: float,
     say: Callable[[str], None],
 ) -> RunResult:
     """The best checkpoint on the test split; results.json is written last, so that it marks a finished run."""
@@ -182,8 +195,9 @@ def _measure(
         validation=_retrieval_only(best.metrics),
         test={},
         images=health.images,
-        seconds=seconds,
+        seconds=health.seconds,
         notes=health.close(trainer),
+        peak_memory=peak_memory(),
     )
     say(f"best       {as_line(result.validation)}  (epoch {result.epoch}, chosen by {monitor})")
     if made.retrieval.test:
@@ -196,10 +210,12 @@ def _measure(
         say(f"test       {as_line(result.test)}")
         for logger in trainer.loggers:
             logger.log_metrics(result.test, step=trainer.global_step)
-        findings = examine(vectors, found, trained_on=made.data.splits.train.class_names)
-        table = made.data.splits.test
-        say(f"report     {write_run_report(folder, findings, table, made.data.splits)}")
-        _show(trainer.loggers, findings, TablePictures(table), trainer.global_step)
+        write_queries(folder / QUERIES, query_figures(found, vectors))
+        if made.retrieval.report:
+            findings = examine(vectors, found, trained_on=made.data.splits.train.class_names)
+            table = made.data.splits.test
+            say(f"report     {write_run_report(folder, findings, table, made.data.splits)}")
+            _show(trainer.loggers, findings, TablePictures(table), trainer.global_step)
     finish(trainer.loggers, {**result.validation, **result.test})
     write_text(folder / RESULTS, json.dumps(result.as_json(), indent=2))
     return result
@@ -259,6 +275,18 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def peak_memory() -> int:
+    """Bytes that this process has held at most; with an accelerator, those that tensors held there. 0: unknown."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows keeps no such count
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
 @contextmanager
 def _long_lived_objects_left_alone() -> Iterator[None]:
     """Tables, names and modules live as long as the run: the garbage collector need not walk them at every pass."""
@@ -270,17 +298,21 @@ def _long_lived_objects_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def environment() -> str:
-    """Versions and processor settings that a result depends on; nothing that names a machine or a person."""
+def environment(threads: int | None = None) -> str:
+    """Versions and processor settings that a result depends on; nothing that names a machine or a person.
+
+    Args:
+        threads: of the run; None: those of this process.
+    """
     packages = ("lossopt", "torch", "torchvision", "pytorch-lightning", "pytorch-metric-learning", "faiss-cpu", "numpy")
     lines = [f"{name}=={metadata.version(name)}" for name in packages]
-    lines += [f"python=={platform.python_version()}", f"threads={torch.get_num_threads()}"]
+    lines += [f"python=={platform.python_version()}", f"threads={threads or torch.get_num_threads()}"]
     lines.append(f"accelerator={torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
     return "\n".join(lines) + "\n"
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Lightning's advertisements and advice that does not apply here stay off the terminal."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric.utilities")]
     levels = [logger.level for logger in loggers]

@@ -79,6 +79,11 @@ class RetrievalData(LightningDataModule):
             self._splits = self.source.splits()
         return self._splits
 
+    @splits.setter
+    def splits(self, given: Splits | None) -> None:
+        """Tables that are there already, of an equal source; None: to be read."""
+        self._splits = given
+
     @property
     def sampler(self) -> PKSampler:
         """Deals the training batches: this process's share, if the trainer is one of several."""
