@@ -10,7 +10,7 @@ from scipy.io import savemat
 from lossopt.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-REAL = sorted(path.stem for path in CONFIGS.rglob("*.yaml") if "omniglot" in path.stem or "mnist" in path.stem)
+REAL = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "omniglot" in path.stem or "mnist" in path.stem)
 DATA, SOURCE = "--data.init_args", "--data.init_args.source.init_args"
 SHORT = ["--trainer.max_epochs", "1", f"{DATA}.batches_per_epoch", "2", "--trainer.log_every_n_steps", "1"]
 TINY = [f"{SOURCE}.image_size", "32", "--model.init_args.encoder.init_args.name", "resnet18", f"{DATA}.workers", "1"]

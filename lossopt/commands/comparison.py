@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lossopt.commands.arguments import positive, printable
+from lossopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lossopt.comparison.plan import Plan
+    from lossopt.comparison.conduct import Prepared
     from lossopt.comparison.result import Comparison
+    from lossopt.report.comparison_changes import Changes
 
 
 def compare(words: list[str]) -> None:
@@ -32,18 +34,27 @@ def compare(words: list[str]) -> None:
     plan = read_plan(given.plan)
     workers = workers_for(plan, given.workers, os.cpu_count() or 1)
     prepared = prepare(plan)
+    _require(given.pair, [one.name for one in prepared.variants])
     print(printable(announce(prepared, workers)))
-    if given.dry_run:
-        return
-    found = conduct(prepared, workers, tqdm.write)
-    _write(plan, found, given.pair)
+    if not given.dry_run:
+        _write(prepared, conduct(prepared, workers, tqdm.write), given.pair)
 
 
-def _write(plan: "Plan", found: "Comparison", pair: list[str] | None) -> None:
+def _require(pair: list[str] | None, variants: list[str]) -> None:
+    for name in pair or ():
+        if name not in variants:
+            raise ConfigError(f"--pair names {name!r}; the variants of the plan are {', '.join(variants)}.")
+    if pair and pair[0] == pair[1]:
+        raise ConfigError(f"--pair names {pair[0]!r} twice; give two variants.")
+
+
+def _write(prepared: "Prepared", found: "Comparison", pair: list[str] | None) -> None:
     """The tables and the page, into the plan's folder."""
     from lossopt.comparison.text import as_csv, as_markdown, as_text, costs_as_csv, pairs_as_csv
     from lossopt.durable import write_text
+    from lossopt.report.comparison import write_comparison_page
 
+    folder = prepared.plan.folder
     print(printable(f"\n{as_text(found)}"))
     for name, text in (
         ("table.md", as_markdown(found)),
@@ -51,5 +62,35 @@ def _write(plan: "Plan", found: "Comparison", pair: list[str] | None) -> None:
         ("pairs.csv", pairs_as_csv(found)),
         ("costs.csv", costs_as_csv(found)),
     ):
-        write_text(plan.folder / name, text)
-    print(printable(f"tables: {plan.folder}/table.md, ranking.csv, pairs.csv, costs.csv"))
+        write_text(folder / name, text)
+    page = write_comparison_page(folder / "report.html", found, _changes(prepared, found, pair))
+    print(printable(f"report     {page}\ntables     {folder}/table.md, ranking.csv, pairs.csv, costs.csv"))
+
+
+def _changes(prepared: "Prepared", found: "Comparison", pair: list[str] | None) -> "Changes | None":
+    """What changed query by query between two variants, with the pictures of the first seed that both finished."""
+    from lossopt.report.comparison_changes import changes_between
+    from lossopt.report.difference import SomePictures
+    from lossopt.report.thumbnails import TablePictures
+    from lossopt.retrieval.difference import difference, pair_by_name
+    from lossopt.retrieval.queries import QUERIES, read_queries
+    from lossopt.retrieval.store import read_embeddings
+    from lossopt.runs import EMBEDDINGS
+
+    runs = {one.variant: one.runs for one in found.standings if one.role in ("variant", "random miner")}
+    names = pair or list(runs)[:2]
+    both = [
+        (a, b, a.folder, b.folder)
+        for a, b in zip(runs[names[0]], runs[names[1]], strict=True)
+        if a.folder and b.folder and "failed" not in (a.status, b.status)
+    ]
+    if not both:
+        return None
+    one, _, *folders = both[0]
+    tables = pair_by_name(*(read_embeddings(folder / EMBEDDINGS / "test") for folder in folders))
+    retrieval = next(v.config["retrieval"] for v in prepared.variants if v.name == names[0])
+    first = difference(tables, retrieval["ks"], (retrieval["distance"],) * 2, retrieval["exclude"])
+    per_seed = [(read_queries(a / QUERIES), read_queries(b / QUERIES)) for _, _, a, b in both]
+    shown = TablePictures(prepared.splits.test)
+    pictures = [SomePictures(shown, rows) for rows in (tables.rows_a, tables.rows_b)]
+    return changes_between((names[0], names[1]), tables, first, one.seed, per_seed, pictures)
