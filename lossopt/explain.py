@@ -113,6 +113,12 @@ def _no_class(path: str) -> str:
     return f"There is no class {path!r}. {hint}"
 
 
+def nearest(given: str, known: Sequence[str]) -> str:
+    """What was perhaps meant, as the end of a sentence."""
+    near = difflib.get_close_matches(given, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
+
+
 def nearest_classes(path: str) -> list[str]:
     """Import paths of the classes that a misspelt path most likely meant, those of the same module first.
 

@@ -54,6 +54,20 @@ def test_the_miner_of_the_readme_trains(tmp_path):
     assert cli.main([*shlex.split(command)[1:], *SMALL]) == 0
 
 
+def test_the_miner_of_the_readme_is_compared_by_two_lines_of_its_plan(tmp_path, capsys):
+    (code,) = (code for code in PYTHON if "my_miner.py" in code)
+    (tmp_path / "my_miner.py").write_text(code)
+    (plan,) = (code for kind, code in BLOCKS if kind == "yaml" and "my_plan.yaml" in code)
+    small = plan.replace("seeds: 8 ", "seeds: 2 ").replace("images: 25600", "images: 128")
+    assert small.count("seeds: 2") == small.count("images: 128") == 1
+    (tmp_path / "my_plan.yaml").write_text(small + "validations: 1\n")
+    assert cli.main(["compare", "my_plan.yaml"]) == 0
+    assert "Not enough seeds for a verdict: 2 of at least 8." in capsys.readouterr().out
+    table = (tmp_path / "runs" / "my_plan" / "table.md").read_text()
+    assert all(name in table for name in ("farthest positive", "semi-hard", "random miner", "untrained", "raw pixels"))
+    assert "farthest positive" in (tmp_path / "runs" / "my_plan" / "report.html").read_text()
+
+
 def test_the_python_block_runs(capsys, monkeypatch):
     (code,) = (code for code in PYTHON if "evaluate_retrieval" in code)
     exec(compile(code.replace('"1"])', '"1", *SMALL])'), "README.md", "exec"), {"SMALL": SMALL})

@@ -107,7 +107,7 @@ def verdict_words(pair: PairComparison, metric_words: str, needed: int) -> str:
     decimals = 1 if largest >= 0.01 else 2
 
     def points(share: float) -> str:
-        return f"{100 * share + 0.0:.{decimals}f}"  # + 0.0: no "-0.0"
+        return f"{100 * share:z.{decimals}f}"  # z: no "-0.0"
 
     lead = f"by {points(pair.difference)} points of {metric_words}"
     facts = [] if pair.interval is None else [f"95 % interval {points(pair.interval[0])} to {points(pair.interval[1])}"]

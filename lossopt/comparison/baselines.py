@@ -66,6 +66,5 @@ def _kept(
     table = rows_of(splits.test).with_vectors(vectors(), {})
     found = evaluate_vectors(table, settings["ks"], settings["distance"], settings["exclude"])
     figures = query_figures(found, table)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_queries(path, figures)
     return figures

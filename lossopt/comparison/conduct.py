@@ -38,12 +38,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan that will run: its variants, its data, and how many seconds an image takes each variant (roughly)."""
+    """A plan that will run.
+
+    splits: of its data. pace: seconds that an image takes each variant, roughly; empty if all runs are done.
+    took: seconds of the preparation.
+    """
 
     plan: Plan
     variants: Sequence[Variant]
     splits: Splits
     pace: Mapping[str, float]
+    took: float
 
     def seconds(self, task: Task, images: int) -> float:
         """That a run may take."""
@@ -58,10 +63,13 @@ def prepare(plan: Plan) -> Prepared:
     Raises:
         ConfigError, DataError: a variant cannot run; it is named.
     """
+    began = time.perf_counter()
     variants = variants_of(plan)
     if plan.tuning:
         spaces_of(plan.tuning, {one.name: flattened(one.config) for one in variants})
-    check_same_surroundings(tasks_of(plan, variants), environment(plan.threads))
+    tasks = tasks_of(plan, variants)
+    check_same_surroundings(tasks, environment(plan.threads))
+    missing = any(not is_done(task) for task in tasks)
     torch.set_num_threads(plan.threads)
     known: dict[str, Splits] = {}  # by source: read once
     pace = {}
@@ -75,11 +83,30 @@ def prepare(plan: Plan) -> Prepared:
                 trainer = check_settings(made)
                 made.data.setup("fit")
                 check_data(made)
-                pace[one.name] = _pace(made, trainer) / one.images_per_batch
+                if missing:
+                    pace[one.name] = _pace(made, trainer) / one.images_per_batch
         except LossoptError as wrong:
             raise type(wrong)(f"{plan.path}, variant {one.name!r}: {wrong}") from wrong
+        except Exception as wrong:  # of a component, perhaps of the user's own
+            raise ConfigError(
+                f"{plan.path}, variant {one.name!r}: it cannot make a training step: {type(wrong).__name__}: {wrong}. "
+                "`lossopt train` with its keys shows where."
+            ) from wrong
         known[source] = made.data.splits
-    return Prepared(plan, variants, next(iter(known.values())), pace)
+        _check_same_test(variants[0], one, next(iter(known.values())), made.data.splits, plan)
+    return Prepared(plan, variants, next(iter(known.values())), pace, time.perf_counter() - began)
+
+
+def _check_same_test(first: Variant, other: Variant, splits: Splits, others: Splits, plan: Plan) -> None:
+    """Figures of different questions cannot be paired."""
+    exclude = [one.config["retrieval"]["exclude"] for one in (first, other)]
+    same = list(splits.test.names) == list(others.test.names) and torch.equal(splits.test.labels, others.test.labels)
+    if not same or exclude[0] != exclude[1]:
+        raise ConfigError(
+            f"{plan.path}: {other.name!r} would be evaluated on other queries than {first.name!r}: "
+            + (f"retrieval.exclude is {exclude[1]!r}, not {exclude[0]!r}. " if same else "its test split is another. ")
+            + "Variants may differ in what they train on, not in what is asked of them."
+        )
 
 
 def _pace(made: Namespace, trainer: Trainer) -> float:
@@ -123,17 +150,17 @@ def announce(prepared: Prepared, workers: int) -> str:
         f"{plan.metric}",
         prepared.splits.description,
     ]
-    done = len(tasks) - len(missing)
-    trials = plan.tuning.trials * len(variants) if plan.tuning else 0
+    together = f"{workers} side by side, {plan.threads} {'thread' if plan.threads == 1 else 'threads'} each"
     if plan.tuning:
-        images = plan.tuning.images or plan.images
-        seconds += plan.tuning.trials * sum(_START + prepared.pace[one.name] * images for one in variants)
-        lines.append(f"tuning first: {plan.tuning.trials} trials of {images:,} images for each variant, on validation")
-    lines.append(
-        f"{len(tasks)} runs" + (f" and {trials} trials" if trials else "") + f", {done} done already; "
-        f"about {duration(seconds / workers)} with {workers} side by side, {plan.threads} "
-        f"{'thread' if plan.threads == 1 else 'threads'} each"
-    )
+        images, trials = plan.tuning.images or plan.images, plan.tuning.trials
+        seconds += trials * sum(_START + prepared.pace[one.name] * images for one in variants)
+        lines.append(f"tuned first, on validation: {trials} trials of {images:,} images for each variant")
+        lines.append(
+            f"{len(tasks)} runs, about {duration(seconds / workers)} with {together}, less what is done already"
+        )
+    else:
+        lines.append(f"{len(tasks)} runs, {len(tasks) - len(missing)} done already")
+        lines[-1] += f"; about {duration(seconds / workers)} with {together}" if missing else ""
     return "\n".join(lines)
 
 
@@ -156,22 +183,25 @@ def conduct(prepared: Prepared, workers: int, say: Say) -> Comparison:
         LossoptError: runs could not be made for a reason that has nothing to do with them (a full disk, no memory);
             what is done is kept, and the same command goes on.
     """
-    plan, diary = prepared.plan, Diary(prepared.plan.folder, workers)
+    plan, diary = prepared.plan, Diary(prepared.plan.folder, workers, prepared.took)
     variants, tuning = prepared.variants, None
     if plan.tuning:
         tuning = _tuned(prepared, workers, diary, say)
         variants = [with_values(one, plan, tuning.chosen.get(one.name, {})) for one in variants]
     tasks = tasks_of(plan, variants)
+    check_same_surroundings(tasks, environment(plan.threads))
     _run([task for task in tasks if not is_done(task)], prepared, plan.images, workers, diary, say)
     return judge(plan, variants, tasks, prepared.splits, tuning, diary)
 
 
 def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, diary: Diary, say: Say) -> None:
-    """Executes tasks under a progress bar over their images.
+    """Executes those tasks that are not done yet, under a progress bar over their images.
 
     Raises:
-        LossoptError: some ended without being a result.
+        ConfigError: some were done under other versions. LossoptError: some ended without being a result.
     """
+    check_same_surroundings(tasks, environment(prepared.plan.threads))
+    tasks = [task for task in tasks if not is_done(task)]
     stopped: list[Ended] = []
     seen: dict[str, int] = {}
     began = time.perf_counter()
@@ -196,8 +226,9 @@ def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, d
         first = stopped[0]
         runs = "1 run" if len(stopped) == 1 else f"{len(stopped)} runs"
         raise LossoptError(
-            f"{runs} could not be made, first {first.task.variant!r} with seed {first.task.seed}: {first.words} What "
-            f"is done is kept in {prepared.plan.folder}; the same command goes on with what is missing."
+            f"{runs} could not be made, first {first.task.variant!r} with seed {first.task.seed}: "
+            f"{first.words.rstrip('.')}. What is done is kept in {prepared.plan.folder}; the same command goes on with "
+            "what is missing."
         )
 
 
@@ -221,7 +252,8 @@ def _tuned(prepared: Prepared, workers: int, diary: Diary, say: Say) -> Tuning:
         trials = {
             name: trial_task(plan, variants[name], values, images, settings.seed) for name, values in asked.items()
         }
-        _run([task for task in trials.values() if not is_done(task)], prepared, images, workers, diary, say)
+        check_same_surroundings(list(trials.values()), environment(plan.threads))
+        _run(list(trials.values()), prepared, images, workers, diary, say)
         return {name: score_of(task, plan.metric) for name, task in trials.items()}
 
     spaces = spaces_of(settings, own)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from lossopt.comparison.workers import Ended
@@ -15,44 +16,49 @@ class Diary:
     Args:
         folder: of the plan; lines are appended to diary.jsonl there.
         workers: side by side in this sitting.
+        prepared: seconds that the command spent before.
     """
 
-    def __init__(self, folder: Path, workers: int) -> None:
-        self.path, self.workers = folder / DIARY, workers
-        self._began, self._sitting = time.perf_counter(), int(time.time() * 1000)
-        self._running = 0.0
+    def __init__(self, folder: Path, workers: int, prepared: float = 0.0) -> None:
+        self.path, self.workers, self.prepared = folder / DIARY, workers, prepared
+        self._began, self._sitting = time.perf_counter() - prepared, time.time()
 
     def note(self, ended: Ended) -> None:
         """A run has ended."""
-        self._running += ended.around
-        self._write({"inside": ended.inside, "around": ended.around, "ended": ended.how, "variant": ended.task.variant})
-
-    def close(self) -> None:
-        """The end of a sitting: what it spent beside its runs."""
-        self._write({"done": True})
-
-    def _write(self, entry: dict[str, object]) -> None:
-        now = {"sitting": self._sitting, "workers": self.workers, "elapsed": time.perf_counter() - self._began}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(now | entry) + "\n")
+        entry = {
+            "sitting": self._sitting,
+            "workers": self.workers,
+            "prepared": self.prepared,
+            "elapsed": time.perf_counter() - self._began,
+            "variant": ended.task.variant,
+            "seed": ended.task.seed,
+            "ended": ended.how,
+            "inside": ended.inside,
+            "around": ended.around,
+        }
+        with suppress(OSError):  # where the disk is full, the runs say so
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
 
     def wall_seconds(self) -> float:
-        """From start to end, over all sittings; of one that was killed, until its last run ended."""
-        return sum(self._last().values())
+        """From start to end, over all sittings, each until its last run ended."""
+        return sum(row["elapsed"] for row in self._last())
 
     def overhead(self) -> float | None:
-        """Share of the time inside trainings that their processes, and the command between them, took besides.
+        """Seconds of cores that went into anything but trainings, by those that went into trainings.
 
-        None: no run has ended yet, or all were there before.
+        That is: to start and end a run's process, and what the command did before the first run while the cores waited.
+        None: no run has ended yet.
         """
-        rows = [row for row in self._rows() if "inside" in row]
+        rows = self._rows()
         inside = sum(row["inside"] for row in rows)
-        return sum(row["around"] - row["inside"] for row in rows) / inside if inside else None
+        waited = sum(row["prepared"] * row["workers"] for row in self._last())
+        return (waited + sum(row["around"] - row["inside"] for row in rows)) / inside if inside else None
 
-    def _last(self) -> dict[float, float]:
-        """Sitting to the seconds that it lasted."""
-        return {row["sitting"]: row["elapsed"] for row in self._rows()}
+    def _last(self) -> list[dict[str, float]]:
+        """The last line of each sitting."""
+        return list({row["sitting"]: row for row in self._rows()}.values())
 
     def _rows(self) -> list[dict[str, float]]:
         rows = []

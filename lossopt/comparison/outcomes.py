@@ -15,8 +15,7 @@ from lossopt.runs import RESULTS, result_of
 from lossopt.tracking import read_metrics
 
 _LATE = 0.9  # of the steps: a collapse that is still there by then was not overcome
-_THREADS = "threads="
-_OWN = ("lossopt==", "torch==", "torchvision==", "pytorch-lightning==", _THREADS)  # what changes figures
+_OWN = ("lossopt==", "torch==", "torchvision==", "pytorch-lightning==", "threads=", "accelerator=")  # change figures
 
 
 class Outcome(NamedTuple):

@@ -10,7 +10,6 @@ seeds: 10                               # 0 to 9, or a list
 images: 96000                           # seen by every run
 """
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -24,6 +23,8 @@ import yaml
 from lossopt.comparison.statistics import Correction
 from lossopt.comparison.tuning import TuningSettings, check_tuning
 from lossopt.errors import ConfigError
+from lossopt.explain import nearest
+from lossopt.runs import flattened
 
 Unit = Literal["class", "group"]
 OWN_KEYS = {  # what a plan sets for every run, and where it says so
@@ -33,6 +34,7 @@ OWN_KEYS = {  # what a plan sets for every run, and where it says so
     "trainer.min_epochs": "images",
     "trainer.min_steps": "images",
     "trainer.limit_train_batches": "images",
+    "trainer.fast_dev_run": "images",
     "trainer.check_val_every_n_epoch": "validations",
     "data.init_args.batches_per_epoch": "images and validations",
     "trainer.devices": "--workers",
@@ -44,7 +46,8 @@ OWN_KEYS = {  # what a plan sets for every run, and where it says so
     "retrieval.report": "metric",
 }
 _RESERVED = ("untrained", "raw-pixels")
-_NAME = re.compile(r"[\w.+()-]+( [\w.+()-]+)*")
+_NAME = re.compile(r"(?!\.)[\w.+()-]+( [\w.+()-]+)*")
+_LAST_SEED = 2**32 - 1  # that NumPy and Lightning take
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: list[Any] = []
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: what it brings in may be set anew
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", key_node.start_mark)
@@ -175,7 +180,7 @@ def _one_of(path: Path, allowed: Sequence[str], value: Any, key: str) -> str:
 def _called(path: Path, value: Any, key: str) -> str:
     """A name that is also that of a folder."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise _refusal(path, key, value, "words of letters, digits and - _ . + ( )")
+        raise _refusal(path, key, value, "words of letters, digits and - _ . + ( ), and begin with no dot")
     return value
 
 
@@ -207,8 +212,10 @@ def _variants(path: Path, value: Any, key: str) -> dict[str, dict[str, Any]]:
 
 def _seeds(path: Path, value: Any, key: str) -> list[int]:
     seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(seeds, list) or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
-        raise ConfigError(f"{path}: {key} is {_short(value)}; give how many, or a list of whole numbers of 0 or more.")
+    if not isinstance(seeds, list) or any(type(s) is not int or not 0 <= s <= _LAST_SEED for s in seeds):
+        raise ConfigError(
+            f"{path}: {key} is {_short(value)}; give how many, or a list of whole numbers from 0 to {_LAST_SEED:,}."
+        )
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"{path}: {key} is {_short(value)}; each may be there once.")
     if len(seeds) < 2:
@@ -220,15 +227,9 @@ def _seeds(path: Path, value: Any, key: str) -> list[int]:
 
 
 def _refuse_own_keys(path: Path, changed: Mapping[str, Any], where: str) -> None:
-    for key in changed:
+    for key in flattened(dict(changed)):  # a key may also hold further keys
         if key in OWN_KEYS:
             raise ConfigError(f"{path}: {where} sets {key}, which a plan sets for all runs by {OWN_KEYS[key]!r}.")
-
-
-def nearest(given: str, known: Sequence[str]) -> str:
-    """What was perhaps meant, as the end of a sentence."""
-    near = difflib.get_close_matches(given, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
 
 
 def _short(value: Any) -> str:

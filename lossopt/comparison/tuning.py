@@ -246,7 +246,10 @@ def _best(tried: Sequence[Trial]) -> Trial | None:
 
 def _best_in_words(trials: Mapping[str, Sequence[Trial]]) -> str:
     best = {name: _best(tried) for name, tried in trials.items() if tried}
-    return ", ".join(f"{name} {'none' if one is None else f'{one.score:.3f}'}" for name, one in best.items())
+    return ", ".join(
+        f"{name} {'none' if one is None or one.score is None else f'{100 * one.score:.1f}'}"
+        for name, one in best.items()
+    )
 
 
 def _space_in_words(settings: TuningSettings, spaces: Mapping[str, Mapping[str, Range]]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
+import torch
 
 from lossopt.comparison.settings import Task
 from lossopt.durable import write_text
@@ -29,6 +30,10 @@ from lossopt.errors import ConfigError, LossoptError
 FAILURE = "failure.json"
 _PRELOADED = ["lossopt.comparison.workers", "lossopt.training", "wandb"]
 _TRIES = 2  # of a run whose process was killed
+_OF_THE_MACHINE = (  # errors that say nothing about a variant: a full disk, no right to write, no memory, no handles
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+)
 Ending = Literal["finished", "failed", "stopped"]
 
 
@@ -151,9 +156,7 @@ def _work(task: Task, threads: int, place: int, messages: Connection) -> None:
         except KeyboardInterrupt:
             messages.send(("stopped", "interrupted", time.perf_counter() - began))
         except Exception as error:
-            how: Ending = "stopped" if _is_no_result(error) else "failed"
-            if how == "failed":
-                _keep_failure(task, error)
+            how: Ending = "failed" if not _is_no_result(error) and _keep_failure(task, error) else "stopped"
             messages.send((how, _said(error), time.perf_counter() - began))
         else:
             messages.send(("finished", "", time.perf_counter() - began))
@@ -195,34 +198,34 @@ def _end_with_the_command() -> None:
 @contextmanager
 def _share_of_the_machine(threads: int, place: int) -> Iterator[None]:
     """So many threads, whichever library asks; with several accelerators, one of them in turn."""
-    import numba
-    import torch
     from threadpoolctl import threadpool_limits
 
     if torch.cuda.device_count() > 1:
         torch.cuda.set_device(place % torch.cuda.device_count())
     torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.get_num_threads()))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # this process's own: evaluation and loader workers ask it
     with threadpool_limits(threads):
         yield
 
 
 def _is_no_result(error: Exception) -> bool:
     """A full disk, a locked folder or no memory says nothing about the variant."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    return full or isinstance(error, MemoryError | ConfigError) or type(error) is LossoptError
+    full = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+    none_left = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return full or none_left or isinstance(error, ConfigError) or type(error) is LossoptError
 
 
 def _said(error: Exception) -> str:
     return str(error) if isinstance(error, LossoptError) else f"{type(error).__name__}: {error}"
 
 
-def _keep_failure(task: Task, error: Exception) -> None:
-    """The run's folder says how it failed, so that it is a result and need not run again."""
+def _keep_failure(task: Task, error: Exception) -> bool:
+    """The run's folder says how it failed, so that it is a result and need not run again; False: it has none yet."""
     folder = task.found()
     if folder is not None:
         content = {"error": _said(error), "kind": type(error).__name__, "trace": traceback.format_exc()}
         write_text(folder / FAILURE, json.dumps(content, indent=2) + "\n")
+    return folder is not None
 
 
 def failure_of(folder: Path) -> str | None:

@@ -57,7 +57,7 @@ def intervals_over_classes(
         return {}
     columns = [np.bincount(code, weights=values) for values in per_query.values()]
     sums = np.column_stack([*columns, np.bincount(code)])
-    drawn = _resampled(sums, resamples, np.random.default_rng(seed))
+    drawn = resampled_sums(sums, resamples, np.random.default_rng(seed))
     means = drawn[:, :-1] / drawn[:, -1:]
     everything = sums.sum(axis=0)
     without = everything - sums  # each class left out once
@@ -89,7 +89,7 @@ def expanded_tail(c: int) -> float:
     return float(stats.norm.cdf(np.sqrt(c / (c - 1)) * stats.t.ppf(_TAIL, c - 1)))
 
 
-def _resampled(sums: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def resampled_sums(sums: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """(resamples, m) sums over c drawn rows of the (c, m) table."""
     c = len(sums)
     totals = np.empty((resamples, sums.shape[1]))
