@@ -114,9 +114,9 @@ def _no_class(path: str) -> str:
 
 
 def nearest(given: str, known: Sequence[str]) -> str:
-    """What was perhaps meant, as the end of a sentence."""
+    """What was perhaps meant, as the end of a sentence, its stop included."""
     near = difflib.get_close_matches(given, known, 1)
-    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})"
+    return f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})."
 
 
 def nearest_classes(path: str) -> list[str]:

@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from tqdm import tqdm
 
+from lossopt.comparison.baselines import PIXELS, baseline_tasks, is_baseline
 from lossopt.comparison.diary import Diary
 from lossopt.comparison.judge import judge
 from lossopt.comparison.outcomes import check_same_surroundings, is_done, score_of
@@ -66,7 +67,7 @@ def prepare(plan: Plan) -> Prepared:
     began = time.perf_counter()
     variants = variants_of(plan)
     if plan.tuning:
-        spaces_of(plan.tuning, {one.name: flattened(one.config) for one in variants})
+        _check_tuning(plan, variants)
     tasks = tasks_of(plan, variants)
     check_same_surroundings(tasks, environment(plan.threads))
     missing = any(not is_done(task) for task in tasks)
@@ -95,6 +96,22 @@ def prepare(plan: Plan) -> Prepared:
         known[source] = made.data.splits
         _check_same_test(variants[0], one, next(iter(known.values())), made.data.splits, plan)
     return Prepared(plan, variants, next(iter(known.values())), pace, time.perf_counter() - began)
+
+
+def _check_tuning(plan: Plan, variants: Sequence[Variant]) -> None:
+    """Every range must be of a key that a variant has, does not set itself, and that takes any number."""
+    if plan.tuning is None:
+        return
+    spaces = spaces_of(plan.tuning, {one.name: flattened(one.config) for one in variants})
+    for one in variants:
+        for key in spaces[one.name]:
+            if key in flattened(dict(one.overrides)):
+                raise ConfigError(
+                    f"{plan.path}: {key} is tuned, and the variant {one.name!r} sets it: one would replace the other. "
+                    "Tune it, or set it."
+                )
+        values = {key: bounds.at(0.5) for key, bounds in spaces[one.name].items()}
+        trial_task(plan, one, values, plan.tuning.images or plan.images, plan.tuning.seed)  # refuses what does not fit
 
 
 def _check_same_test(first: Variant, other: Variant, splits: Splits, others: Splits, plan: Plan) -> None:
@@ -188,10 +205,9 @@ def conduct(prepared: Prepared, workers: int, say: Say) -> Comparison:
     if plan.tuning:
         tuning = _tuned(prepared, workers, diary, say)
         variants = [with_values(one, plan, tuning.chosen.get(one.name, {})) for one in variants]
-    tasks = tasks_of(plan, variants)
-    check_same_surroundings(tasks, environment(plan.threads))
-    _run([task for task in tasks if not is_done(task)], prepared, plan.images, workers, diary, say)
-    return judge(plan, variants, tasks, prepared.splits, tuning, diary)
+    baselines, tasks = baseline_tasks(plan, variants[0].config), tasks_of(plan, variants)
+    _run([*baselines, *tasks], prepared, plan.images, workers, diary, say)
+    return judge(plan, variants, tasks, baselines, prepared.splits.description, tuning, diary)
 
 
 def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, diary: Diary, say: Say) -> None:
@@ -205,7 +221,8 @@ def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, d
     stopped: list[Ended] = []
     seen: dict[str, int] = {}
     began = time.perf_counter()
-    with tqdm(total=images * len(tasks), unit=" images", unit_scale=True, disable=None, leave=False) as bar:
+    trained = sum(not is_baseline(task) for task in tasks)
+    with tqdm(total=images * trained, unit=" images", unit_scale=True, disable=None, leave=False) as bar:
 
         def count(task: Task, so_far: int) -> None:
             bar.update(so_far - seen.get(task.digest, 0))
@@ -213,7 +230,8 @@ def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, d
 
         running = execute(tasks, workers, prepared.plan.threads, count)
         for number, ended in enumerate(running, 1):
-            count(ended.task, images)
+            if not is_baseline(ended.task):
+                count(ended.task, images)
             diary.note(ended)
             left = (time.perf_counter() - began) / max(number, workers) * (len(tasks) - number)
             say(f"{number:>4} of {len(tasks)}  {_line(ended, prepared.plan.metric)}, {duration(left)} left")
@@ -234,9 +252,10 @@ def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, d
 
 def _line(ended: Ended, metric: str) -> str:
     task = ended.task
-    told = f"{task.variant}, seed {task.seed}: {ended.how} in {ended.around:.0f} s"
+    name = task.variant if task.variant == PIXELS else f"{task.variant}, seed {task.seed}"
+    told = f"{name}: {ended.how} in {ended.around:.0f} s" + (f" ({ended.words})" if ended.words else "")
     score = score_of(task, metric) if ended.how == "finished" else None
-    return told + (f", validation {metric} {100 * score:.1f}" if score is not None else f" ({ended.words})")
+    return told if score is None else f"{told}, validation {metric} {100 * score:.1f}"
 
 
 def _tuned(prepared: Prepared, workers: int, diary: Diary, say: Say) -> Tuning:

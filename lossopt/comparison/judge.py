@@ -11,47 +11,53 @@ from typing import Any
 import numpy as np
 
 from lossopt.comparison.assess import assess_pairs, interval_of
-from lossopt.comparison.baselines import PIXELS, UNTRAINED, raw_pixels, untrained_network
+from lossopt.comparison.baselines import PIXELS, UNTRAINED, baseline_figures
 from lossopt.comparison.diary import Diary
 from lossopt.comparison.outcomes import outcome_of
 from lossopt.comparison.plan import Plan
 from lossopt.comparison.result import Comparison, Role, Run, Standing, Tuning
 from lossopt.comparison.settings import Task, Variant, differing_data
 from lossopt.comparison.statistics import seeds_needed
-from lossopt.data.dataset import Splits
 from lossopt.errors import EvaluationError
 from lossopt.retrieval.queries import QueryFigures
 from lossopt.runs import flattened
 from lossopt.training import environment
 
 ALPHA = 0.05
+_BASELINES: dict[str, Role] = {UNTRAINED: "untrained", PIXELS: "raw pixels"}
 _PLACES = ("name", "output", "seed")
 _WRITTEN = {"map@r": "MAP@R", "map": "MAP", "mrr": "MRR", "r_precision": "R-precision"}
 
 
 def judge(
-    plan: Plan, variants: Sequence[Variant], tasks: Sequence[Task], splits: Splits, tuning: Tuning | None, diary: Diary
+    plan: Plan,
+    variants: Sequence[Variant],
+    tasks: Sequence[Task],
+    baselines: Sequence[Task],
+    data: str,
+    tuning: Tuning | None,
+    diary: Diary,
 ) -> Comparison:
     """The comparison of runs that are done.
 
     Args:
-        plan, variants, tasks: what was to be run; every task is done.
-        splits: of the data; its test split was evaluated on.
+        plan, variants, tasks, baselines: what was to be run; every task is done.
+        data: what was trained and evaluated on, in words.
         tuning: how the variants were tuned, if they were.
         diary: how long it took.
 
     Raises:
         EvaluationError: the runs were evaluated on different queries, or without groups where the plan's unit is one.
     """
-    base = variants[0].config
-    untrained = {seed: untrained_network(plan, base, splits, seed) for seed in plan.seeds}
-    pixels = raw_pixels(plan, base, splits)
+    figures = {(task.variant, task.seed): baseline_figures(task) for task in baselines}
     found = {
-        one.name: [outcome_of(task, untrained[task.seed]) for task in tasks if task.variant == one.name]
+        one.name: [outcome_of(task, figures[UNTRAINED, task.seed]) for task in tasks if task.variant == one.name]
         for one in variants
     }
-    units = _Units(pixels, plan)
-    for outcome in (outcome for outcomes in found.values() for outcome in outcomes):
+    every = [outcome for outcomes in found.values() for outcome in outcomes]
+    first = every[0].queries
+    units = _Units(first, plan)
+    for outcome in every:
         units.check(outcome.queries, f"{outcome.run.variant!r} with seed {outcome.run.seed}")
     by_unit = {name: np.stack([units.means(one.queries) for one in outcomes]) for name, outcomes in found.items()}
     standings = [
@@ -66,12 +72,14 @@ def judge(
     stacked = np.stack([by_unit[name] for name in names])
     words = _WRITTEN.get(plan.metric, plan.metric)
     pairs = assess_pairs(names, scores, stacked, units.weights, words, plan.correction, ALPHA)
-    baselines = {UNTRAINED: [untrained[seed] for seed in plan.seeds], PIXELS: [pixels]}
-    for name, figures in baselines.items():
-        seeds: Sequence[int | None] = plan.seeds if name == UNTRAINED else [None]
-        runs = [Run(name, seed, "finished", one.means, None) for seed, one in zip(seeds, figures, strict=True)]
-        role: Role = "untrained" if name == UNTRAINED else "raw pixels"
-        standings.append(_standing(name, role, runs, plan, np.stack([units.means(one) for one in figures]), units))
+    for name, role in _BASELINES.items():
+        told = {seed: one for (variant, seed), one in figures.items() if variant == name and one is not None}
+        if told:
+            runs = [
+                Run(name, None if name == PIXELS else seed, "finished", one.means, None) for seed, one in told.items()
+            ]
+            by_seed = np.stack([units.means(one) for one in told.values()])
+            standings.append(_standing(name, role, runs, plan, by_seed, units))
     standings.sort(key=lambda one: -one.mean)  # stable: of equal ones the first of the plan
     return Comparison(
         name=plan.name,
@@ -87,14 +95,14 @@ def judge(
         seeds_needed=seeds_needed(len(pairs), plan.correction, ALPHA),
         unit=plan.unit,
         units=len(units.weights),
-        queries=len(pixels.names),
-        gallery=pixels.gallery,
-        data=splits.description,
+        queries=len(first.names),
+        gallery=first.gallery,
+        data=data,
         environment=environment(plan.threads).splitlines(),
         workers=diary.workers,
         overhead=diary.overhead(),
         tuning=tuning,
-        notes=_notes(plan, variants),
+        notes=_notes(plan, variants, [task for task in baselines if figures[task.variant, task.seed] is None]),
     )
 
 
@@ -143,9 +151,11 @@ def _standing(name: str, role: Role, runs: Sequence[Run], plan: Plan, by_unit: n
     )
 
 
-def _notes(plan: Plan, variants: Sequence[Variant]) -> list[str]:
-    """What is not alike between variants by design, and where the random miner comes from."""
-    notes = []
+def _notes(plan: Plan, variants: Sequence[Variant], refused: Sequence[Task]) -> list[str]:
+    """What is not alike between variants by design, where the random miner comes from, and what has no figures."""
+    notes = [
+        f"No figure can be given for {task.variant}: see {task.folder.name} in the plan's folder." for task in refused
+    ]
     for name, differing in differing_data(variants).items():
         notes.append(
             f"{name} is trained on other batches than the rest, by design: it sets {', '.join(differing[:4])}."

@@ -5,10 +5,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from lossopt.comparison.baselines import is_baseline, is_measured
 from lossopt.comparison.result import Activity, Point, Run, Status
 from lossopt.comparison.settings import Task
 from lossopt.comparison.workers import failure_of
-from lossopt.errors import ConfigError
+from lossopt.errors import ConfigError, EvaluationError
 from lossopt.health import Finding, HealthRecord, read_health
 from lossopt.retrieval.queries import QUERIES, QueryFigures, read_queries
 from lossopt.runs import RESULTS, result_of
@@ -27,11 +28,13 @@ class Outcome(NamedTuple):
 
 def is_done(task: Task) -> bool:
     """Whether its run need not run again: it has finished, or its failure is a result."""
+    if is_baseline(task):
+        return is_measured(task)
     folder = task.found()
     return folder is not None and ((folder / RESULTS).is_file() or failure_of(folder) is not None)
 
 
-def outcome_of(task: Task, untrained: QueryFigures) -> Outcome:
+def outcome_of(task: Task, untrained: QueryFigures | None) -> Outcome:
     """What a done run left; one that failed counts with the network that it began with.
 
     Raises:
@@ -54,6 +57,11 @@ def outcome_of(task: Task, untrained: QueryFigures) -> Outcome:
         last = rows[-1] if rows else {}
         known |= {"images": int(last.get("train/images", 0)), "seconds": float(last.get("train/seconds", 0.0))}
         words = failure_of(folder) or ""
+        if untrained is None:
+            raise EvaluationError(
+                f"The run of {task.variant!r} with seed {task.seed} failed ({words}), and the untrained network "
+                "that it would count with cannot be measured either. Look at the encoder and the test split."
+            )
         return Outcome(Run(task.variant, task.seed, "failed", untrained.means, error=words, **known), untrained)
     result, queries = result_of(folder), read_queries(folder / QUERIES)
     status: Status = "collapsed" if ended_collapsed(record) else "finished"

@@ -93,7 +93,7 @@ def read_plan(path: Path) -> Plan:
     known = [own.name for own in fields(Plan) if own.name != "path"]
     for key in content:
         if key not in known:
-            raise ConfigError(f"{path}: there is no {key!r} in a plan{nearest(str(key), known)}.")
+            raise ConfigError(f"{path}: there is no {key!r} in a plan{nearest(str(key), known)}")
     for key in ("base", "variants", "seeds", "images"):
         if key not in content:
             raise ConfigError(f"{path}: a plan needs {key!r}. It has {', '.join(map(repr, content)) or 'nothing'}.")

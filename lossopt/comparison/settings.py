@@ -171,7 +171,7 @@ def _check_metric(plan: Plan, config: Mapping[str, Any]) -> None:
     logged = [*(f"recall@{k}" for k in config["retrieval"]["ks"]), "map@r", "map", "mrr", "r_precision"]
     if plan.metric not in logged:
         raise ConfigError(
-            f"{plan.path}: metric is {plan.metric!r}, which no run logs{nearest(plan.metric, logged)}. For another "
+            f"{plan.path}: metric is {plan.metric!r}, which no run logs{nearest(plan.metric, logged)} For another "
             "recall@k add its k to retrieval.ks."
         )
 

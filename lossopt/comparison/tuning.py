@@ -130,11 +130,11 @@ def spaces_of(settings: TuningSettings, configs: Mapping[str, Mapping[str, Any]]
     for key in settings.space:
         if not any(key in config for config in configs.values()):
             every = {one: value for config in configs.values() for one, value in config.items()}
-            raise ConfigError(f"tuning.space: no variant has the key {key!r}{_similar(key, every)}.")
+            raise ConfigError(f"tuning.space: no variant has the key {key!r}{_similar(key, every)}")
     for name, ranges in settings.variants.items():
         for key in ranges:
             if key not in configs[name]:
-                raise ConfigError(f"tuning.variants: {name!r} has no key {key!r}{_similar(key, configs[name])}.")
+                raise ConfigError(f"tuning.variants: {name!r} has no key {key!r}{_similar(key, configs[name])}")
     return {
         name: {key: one for key, one in {**settings.space, **settings.variants.get(name, {})}.items() if key in config}
         for name, config in configs.items()
@@ -313,7 +313,7 @@ def _check_keys(given: Any, known: Sequence[str], where: str, needed: Sequence[s
         raise ConfigError(f"{where} is {given!r}; it must hold keys and values ({', '.join(known)}).")
     for key in given:
         if key not in known:
-            raise ConfigError(f"{where}: there is no {key!r}{nearest(str(key), known)}.")
+            raise ConfigError(f"{where}: there is no {key!r}{nearest(str(key), known)}")
     for key in needed:
         if key not in given:
             raise ConfigError(f"{where} needs {key!r}. It has {', '.join(map(repr, given)) or 'nothing'}.")
@@ -357,10 +357,10 @@ def _whole(value: Any, where: str, least: int) -> int:
 
 
 def _similar(key: str, config: Mapping[str, Any]) -> str:
-    """The nearest keys, as the end of a sentence: written alike, or with the same last part."""
+    """The nearest keys, as the end of a sentence, its stop included: written alike, or with the same last part."""
     last = key.rpartition(".")[2]
     near = [one for one in config if one.rpartition(".")[2] == last]
     near += difflib.get_close_matches(key, config, 2)
     if not near:
-        return "; `lossopt train --config ... --print_config` shows all keys"
+        return "; `lossopt train --config ... --print_config` shows all keys."
     return f"; did you mean {' or '.join(map(repr, list(dict.fromkeys(near))[:2]))}?"

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import pytorch_lightning as pl
 import torch
 
+from lossopt.comparison.baselines import is_baseline, measure_baseline
 from lossopt.comparison.settings import Task
 from lossopt.durable import write_text
 from lossopt.errors import ConfigError, LossoptError
@@ -151,8 +152,11 @@ def _work(task: Task, threads: int, place: int, messages: Connection) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they would be printed between the lines of other runs
-                resume = "auto" if found is None else str(found)
-                train(parse([], dict(task.config)), resume, watching=[_Progress(messages)])
+                if is_baseline(task):
+                    measure_baseline(task)
+                else:
+                    resume = "auto" if found is None else str(found)
+                    train(parse([], dict(task.config)), resume, watching=[_Progress(messages)])
         except KeyboardInterrupt:
             messages.send(("stopped", "interrupted", time.perf_counter() - began))
         except Exception as error:

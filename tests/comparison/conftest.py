@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lossopt.cli import main
+from lossopt.comparison import workers
 from lossopt.comparison.plan import Plan, read_plan
 from lossopt.comparison.settings import tasks_of, variants_of
 
@@ -111,9 +112,9 @@ def own_miner(name, mark="mark"):
     return {MINER: {"class_path": f"clumsy_components.{name}", "init_args": {"mark": mark}}}
 
 
-def write_plan(name="tiny", **changes) -> Path:
+def write_plan(file="tiny", /, **changes) -> Path:
     """The plan above with some entries changed, in the working directory."""
-    path = Path(f"{name}.yaml")
+    path = Path(f"{file}.yaml")
     path.write_text(yaml.safe_dump(PLAN | changes, sort_keys=False))
     return path
 
@@ -127,22 +128,26 @@ def tasks_of_plan(path, seed=0):
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory):
-    """A folder with the base configuration and the components; a new server of processes, ended with the tests.
-
-    That server is told 3 threads by its environment, so that the 1 of the plan is the plan's doing.
-    """
+    """A folder with the base configuration and the components."""
     folder = tmp_path_factory.mktemp("comparison")
     (folder / "base.yaml").write_text(BASE)
     (folder / "clumsy_components.py").write_text(COMPONENTS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A new server of processes, ended with the tests.
+
+    Its environment says 3 threads, so that the 1 of a run is the plan's doing.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "3")
         forkserver._forkserver._stop()
-        multiprocessing.set_forkserver_preload(["lossopt.comparison.workers", "lossopt.training", "wandb"])
+        multiprocessing.set_forkserver_preload(workers._PRELOADED)
         forkserver.ensure_running()
-        patch.undo()
-        patch.setenv("WANDB_MODE", "disabled")
-        yield folder
+    yield
     forkserver._forkserver._stop()
 
 
@@ -154,7 +159,7 @@ def here(place, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def finished(place):
+def finished(place, server):
     """The plan file of a comparison that is done: one variant learns, one diverges, one collapses."""
     before = Path.cwd()
     os.chdir(place)
