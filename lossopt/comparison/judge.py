@@ -156,10 +156,12 @@ def _notes(plan: Plan, variants: Sequence[Variant], refused: Sequence[Task]) -> 
     notes = [
         f"No figure can be given for {task.variant}: see {task.folder.name} in the plan's folder." for task in refused
     ]
+    if plan.tuning is None:
+        notes.append("Nothing was tuned: a variant may be behind because settings that all share suit another better.")
+    own = {one.name: [key for key in one.overrides if key.startswith("data.")] for one in variants}
     for name, differing in differing_data(variants).items():
-        notes.append(
-            f"{name} is trained on other batches than the rest, by design: it sets {', '.join(differing[:4])}."
-        )
+        keys = ", ".join(own[name] or differing[:4])
+        notes.append(f"{name} is trained on other batches than the rest, by design: it sets {keys}.")
     encoders = {json.dumps(one.config["model"]["init_args"]["encoder"], sort_keys=True) for one in variants}
     if len(encoders) > 1:
         notes.append(f"Encoders differ; the untrained network is that of {variants[0].name}.")
