@@ -189,6 +189,7 @@ def _as_json(plan: Plan, variants: Sequence[Variant]) -> dict[str, Any]:
         "images": plan.images,
         "validations": plan.validations,
         "metric": plan.metric,
+        **({} if plan.tuning is None else {"tuning": plan.tuning.as_json()}),
         "correction": plan.correction,
         "unit": plan.unit,
         "threads": plan.threads,

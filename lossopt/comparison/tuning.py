@@ -79,6 +79,17 @@ class TuningSettings:
         own = (key for ranges in self.variants.values() for key in ranges)
         return list(dict.fromkeys([*self.space, *own]))
 
+    def as_json(self) -> dict[str, Any]:
+        """As a plan writes it."""
+        ranges = {name: {key: one._asdict() for key, one in inner.items()} for name, inner in self.variants.items()}
+        return {
+            "trials": self.trials,
+            "images": self.images,
+            "seed": self.seed,
+            "space": {key: one._asdict() for key, one in self.space.items()},
+            "variants": ranges,
+        }
+
 
 def check_tuning(mapping: Any, variants: Sequence[str], seeds: Sequence[int]) -> TuningSettings:
     """The entry `tuning` of a plan.

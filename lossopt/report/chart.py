@@ -53,7 +53,10 @@ class Line(NamedTuple):
 
 
 class Series(NamedTuple):
-    """What a curve is made of: (n,) x ascending, (n,) y, and (n,) bounds of a band around it or None."""
+    """What a curve is made of: (n,) x ascending, (n,) y, and (n,) bounds of a band around it or None.
+
+    label: at its end; None: the name. "": none, and no dots either: a line behind the others.
+    """
 
     name: str
     kind: str
@@ -61,6 +64,12 @@ class Series(NamedTuple):
     y: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    label: str | None = None
+
+    @property
+    def told(self) -> str:
+        """What stands at its end."""
+        return self.name if self.label is None else self.label
 
 
 @dataclass(frozen=True)
@@ -142,8 +151,10 @@ def share_chart(
     note: str = "",
     room: int = 104,
     marked: Sequence[tuple[float, float, str]] = (),
+    y_ticks: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1),
+    size: tuple[int, int] = (460, 300),
 ) -> Chart:
-    """Curves of shares on an axis from 0 to 100 %, each labelled at its right end.
+    """Curves of shares on an axis in per cent, each labelled at its right end.
 
     Args:
         title, x_label, y_label, note: words.
@@ -151,21 +162,25 @@ def share_chart(
         x_ticks: (place, words) along the axis; the outermost ones bound it.
         room: for the labels, in SVG units.
         marked: (x, y, words) of points to label.
+        y_ticks: shares; the first and the last bound the axis.
+        size: (width, height) in SVG units.
     """
-    size = (460, 300)
     area = (LEFT + 4, size[0] - room, TOP, size[1] - BELOW - 4)
     places = [place for place, _ in x_ticks]
     along_x = _scale((min(places), max(*places, min(places) + 1e-9)), area[:2])
-    along_y = _scale((0.0, 1.0), (area[3], area[2]))
-    ends = _spread([along_y(one.y[-1]) for one in series], _LINE_HEIGHT, area[2], area[3] + 4)
+    along_y = _scale((y_ticks[0], y_ticks[-1]), (area[3], area[2]))
+    named = [one for one in series if one.told]
+    spread = _spread([along_y(one.y[-1]) for one in named], _LINE_HEIGHT, area[2], area[3] + 4)
+    ends = {id(one): end for one, end in zip(named, spread, strict=True)}
     lines = []
-    for one, end in zip(series, ends, strict=True):
+    for one in series:
         points = [(along_x(a), along_y(b)) for a, b in zip(one.x, one.y, strict=True)]
         band = "" if one.low is None or one.high is None else _band(along_x, along_y, one.x, one.low, one.high)
         dots = [Dot(*point, f"{one.name}: {100 * value:.1f} %") for point, value in zip(points, one.y, strict=True)]
         path = _path(points) if len(points) > 1 else ""
-        lines.append(Line(one.kind, path, band, dots if len(dots) <= 24 else [], one.name, end))
-    ends_in_words = ", ".join(f"{one.name} {100 * one.y[0]:.1f} to {100 * one.y[-1]:.1f} %" for one in series)
+        dots = dots if len(dots) <= 24 and one.told else []
+        lines.append(Line(one.kind, path, band, dots, one.told, ends.get(id(one), 0.0)))
+    ends_in_words = ", ".join(f"{one.name} {100 * one.y[0]:.1f} to {100 * one.y[-1]:.1f} %" for one in named)
     return Chart(
         title=title,
         note=note,
@@ -174,7 +189,7 @@ def share_chart(
         lines=lines,
         marks=[_beside(along_x(a), along_y(b), words, area) for a, b, words in marked],
         x_ticks=[Tick(along_x(place), words) for place, words in x_ticks],
-        y_ticks=[Tick(along_y(value), f"{100 * value:.0f}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)],
+        y_ticks=[Tick(along_y(value), f"{100 * value:.6g}") for value in y_ticks],
         size=size,
         area=area,
         y_label=y_label,

@@ -131,9 +131,26 @@ def write_difference_page(
     return write_page(path, page)
 
 
-def summarise(found: Difference, pair: Pair, pictures: Sequence[Pictures]) -> Figures:
-    """Everything that the page shows, before any HTML."""
+def summarise(
+    found: Difference,
+    pair: Pair,
+    pictures: Sequence[Pictures],
+    example: Difference | None = None,
+    names: tuple[str, str] = ("A", "B"),
+) -> Figures:
+    """Everything that the page shows, before any HTML.
+
+    Args:
+        found: the difference; it may be of figures that are means over several pairs of tables.
+        pair: the tables that the galleries are about.
+        pictures: of their rows.
+        example: the difference of these tables, where `found` is another. The galleries then hold the queries that
+            `found` changes most, of those that change the same way here.
+        names: what A and B are called in the words of the squares.
+    """
     interval = found.headline.interval
+    example = example or found
+    gain = np.where(found.per_query * example.per_query > 0, found.per_query, 0.0)
     bars, zero, axis = _bars(found.metrics)
     album = Album(pair.a, Thumbnails(_AnyPictures(tuple(pictures))))
     labels = pair.a.labels[found.a.query_rows]
@@ -144,11 +161,11 @@ def summarise(found: Difference, pair: Pair, pictures: Sequence[Pictures]) -> Fi
         details=[bar for bar in bars if bar.metric.name.startswith(DETAILS)],
         zero=zero,
         axis=axis,
-        cells=_cells(found.a.per_query[HEADLINE], found.b.per_query[HEADLINE]),
+        cells=_cells(found.a.per_query[HEADLINE], found.b.per_query[HEADLINE], names),
         won_classes=[one for one in found.classes if one.difference > 0][:_CLASSES],
         lost_classes=[one for one in found.classes[::-1] if one.difference < 0][:_CLASSES],
-        won=_versus(found, pair, album, most_changed(found.per_query, labels)),
-        lost=_versus(found, pair, album, most_changed(-found.per_query, labels)),
+        won=_versus(example, pair, album, most_changed(gain, labels)),
+        lost=_versus(example, pair, album, most_changed(-gain, labels)),
         steepest=max((abs(one.difference) for one in found.classes), default=0.0) or 1.0,
     )
 
@@ -214,7 +231,7 @@ def _bars(metrics: list[MetricDifference]) -> tuple[list[Bar], float, tuple[str,
     return bars, place(0.0), (points(low), points(high))
 
 
-def _cells(a: np.ndarray, b: np.ndarray) -> list[Cell]:
+def _cells(a: np.ndarray, b: np.ndarray, names: tuple[str, str]) -> list[Cell]:
     """Queries counted by the average precision that both give them; A to the right, B up; areas are counts."""
     across, up = (np.minimum((one * _BINS).astype(np.int64), _BINS - 1) for one in (a, b))
     counts = np.bincount(across * _BINS + up, minlength=_BINS**2).reshape(_BINS, _BINS)
@@ -225,6 +242,6 @@ def _cells(a: np.ndarray, b: np.ndarray) -> list[Cell]:
         x, y = (i + 0.5) * step - side / 2, _SIDE - (j + 0.5) * step - side / 2
         kind = "tie" if i == j else "a" if i > j else "b"
         bins = [f"{one / _BINS:.2f} to {(one + 1) / _BINS:.2f}" for one in (i, j)]
-        words = f"{counts[i, j]:,} queries: A {bins[0]}, B {bins[1]}"
+        words = f"{counts[i, j]:,} queries: {names[0]} {bins[0]}, {names[1]} {bins[1]}"
         cells.append(Cell(round(x, 1), round(y, 1), round(side, 1), kind, words))
     return cells

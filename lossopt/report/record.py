@@ -87,7 +87,7 @@ def read_record(folder: Path) -> RunRecord:
     """
     rows: list[dict[str, Any]] = list(read_metrics(folder))
     config = _config(folder)
-    text = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True, width=100)
+    text = as_yaml(config)
     steps = [row for row in rows if "train/images" in row or "train/loss" in row]
     validations = [found for row in rows if (found := _validation(row)) is not None]
     kept = next((entry for entry in read_manifest(folder / FOLDER) if entry.file == BEST), None)
@@ -121,6 +121,12 @@ def read_record(folder: Path) -> RunRecord:
 def without_paths(text: str) -> str:
     """The text with every absolute path (POSIX, Windows, ~, file:) replaced by a few words."""
     return _PATH.sub(HIDDEN, text)
+
+
+def as_yaml(config: Any) -> str:
+    """A configuration of JSON types as YAML, without absolute paths."""
+    text: str = yaml.safe_dump(_without_paths(config), sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def _config(folder: Path) -> dict[str, Any]:

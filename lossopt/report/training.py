@@ -10,7 +10,7 @@ from lossopt.report.belief import Check, State
 from lossopt.report.chart import Chart, line_chart
 from lossopt.report.record import Curve, RunRecord
 
-_TITLES: dict[Kind, str] = {
+TITLES: dict[Kind, str] = {
     "collapse": "The embeddings collapsed",
     "dead mining": "Mining died",
     "idle steps": "Steps with nothing to compare",
@@ -69,14 +69,14 @@ def training_check(record: RunRecord | None) -> list[Check]:
     name, found = "Training went well", record.health.findings
     if not found:
         return [Check("good", name, "yes", "No sign of collapse, of dead mining, or of norms that vanish or explode.")]
-    words = "; ".join(f"{_TITLES[finding.kind]} ({finding.when})" for finding in found)
+    words = "; ".join(f"{TITLES[finding.kind]} ({finding.when})" for finding in found)
     return [Check("bad", name, "no", f"{words}. See “How training went”.")]
 
 
 def _trouble(finding: Finding, health: HealthRecord) -> Trouble:
     lasted = ", to the end" if finding.last_step >= health.steps else f" of {health.steps:,}, then no more"
     when = finding.when[0].upper() + finding.when[1:] + lasted
-    return Trouble(_TITLES[finding.kind], when, _sentence(finding.what), _sentence(finding.try_first))
+    return Trouble(TITLES[finding.kind], when, _sentence(finding.what), _sentence(finding.try_first))
 
 
 def _sentence(words: str) -> str:

@@ -13,8 +13,8 @@ from lossopt.comparison import workers
 from lossopt.comparison.plan import Plan, read_plan
 from lossopt.comparison.settings import tasks_of, variants_of
 
-# Miners of a user's own, in a file beside the plan. Each does its deed at its fifth batch, the second one of training:
-# three are looked at before training.
+# Miners of a user's own, in a file beside the plan. Each does its deed at its fourth batch, for the command tries three
+# before any run; the one that dies once does so after the first checkpoint.
 COMPONENTS = """
 import errno, os, signal, time
 from pathlib import Path
@@ -25,7 +25,7 @@ from lossopt.miners import RandomTripletMiner
 
 
 class Deed(torch.nn.Module):
-    tuples = "triplets"
+    tuples, fatal = "triplets", 4
 
     def __init__(self, mark: str = "mark"):
         super().__init__()
@@ -33,7 +33,7 @@ class Deed(torch.nn.Module):
 
     def forward(self, embeddings, labels):
         self.batches += 1
-        if self.batches == 5:
+        if self.batches == self.fatal:
             with self.mark.open("a") as file:
                 file.write(f"{os.getpid()}\\n")
             self.act()
@@ -53,10 +53,8 @@ class Killed(Deed):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class KilledOnce(Deed):
-    def act(self):
-        if len(self.mark.read_text().splitlines()) == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+class KilledOnce(Killed):
+    fatal = 6  # of 8, and the second process begins after the fourth
 
 
 class Sleeping(Deed):

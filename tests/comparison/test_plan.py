@@ -57,7 +57,10 @@ def written(text):
         ({"variants": {"a b": {}, "A-B": {}}}, "names that differ by more than spaces and capitals"),
         ({"variants": {"a": {}, "Untrained": {}}}, "no variant can be called 'untrained'; the table has a row"),
         ({"variants": {"a": {}, "raw pixels": {}}}, "no variant can be called 'raw-pixels'"),
-        ({"seeds": 1}, r"seeds is 1, but one run of each variant cannot tell a difference from chance\. Give 2 or more"),
+        (
+            {"seeds": 1},
+            r"seeds is 1, but one run of each variant cannot tell a difference from chance\. Give 2 or more",
+        ),
         ({"seeds": [4]}, r"seeds is \[4\], but one run of each variant"),
         ({"seeds": 0}, "seeds is 0, but one run"),
         ({"seeds": []}, r"seeds is \[\], but one run"),
@@ -150,7 +153,9 @@ def test_what_the_plan_sets_for_all_cannot_be_set_by_one(key):
     "nested", [{"trainer": {"max_epochs": 9}}, {"data.init_args": {"seed": 3}}, {"data": {"init_args": {"seed": 3}}}]
 )
 def test_nor_within_a_value(nested):
-    with pytest.raises(ConfigError, match=r"variant 'b' sets (trainer\.max_epochs|data\.init_args\.seed), which a plan"):
+    with pytest.raises(
+        ConfigError, match=r"variant 'b' sets (trainer\.max_epochs|data\.init_args\.seed), which a plan"
+    ):
         read_plan(write_plan("bad", variants={"a": {}, "b": nested}))
 
 
@@ -182,7 +187,9 @@ def test_a_variant_equal_to_another_is_refused_also_where_it_only_says_so_otherw
 
 @pytest.mark.parametrize("metric", ["recall@3", "recall", "val/map@r", "accuracy", "MAP@R"])
 def test_a_metric_that_no_run_logs_is_refused_with_those_that_are(metric):
-    with pytest.raises(ConfigError, match=rf"metric is '{metric}', which no run logs.*(did you mean|known: recall@1).*add its k"):
+    with pytest.raises(
+        ConfigError, match=rf"metric is '{metric}', which no run logs.*(did you mean|known: recall@1).*add its k"
+    ):
         variants(metric=metric)
 
 

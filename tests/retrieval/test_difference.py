@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lossopt.cli import _told_apart, main
+from lossopt.cli import main
+from lossopt.commands.evaluation import _told_apart
 from lossopt.errors import EvaluationError
 from lossopt.retrieval.difference import compare, difference, difference_text, pair_by_name, verdict
 from lossopt.retrieval.evaluation import evaluate_task, evaluate_vectors
