@@ -32,3 +32,12 @@ class EvaluationError(LossoptError):
     """No number can be given for this evaluation (no valid query, NaN embeddings, an empty gallery)."""
 
     exit_code = 5
+
+
+class Terminated(SystemExit):
+    """SIGTERM has ended a run. No `LossoptError`, so that nothing which outlives errors goes on."""
+
+    exit_code = 143
+
+    def __init__(self) -> None:
+        super().__init__(self.exit_code)

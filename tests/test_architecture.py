@@ -3,11 +3,14 @@
 import ast
 import importlib
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import lossopt
+from lossopt.cli import _JOBS
 
 ROOT = Path(lossopt.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -25,6 +28,7 @@ MAY_IMPORT = {
     "durable": {"errors"},
     "checkpoints": {"errors", "durable"},
     "processes": {"errors"},
+    "signals": {"errors", "processes"},
     "data": {"errors", "miners", "samplers"},
     "modules": {"data", "miners", "schedules", "losses", "errors"},
     "callbacks": {"data", "durable", "errors", "health", "modules", "retrieval", "tracking"},
@@ -32,7 +36,15 @@ MAY_IMPORT = {
     "mining": {"callbacks", "data", "errors", "health", "miners", "retrieval", "samplers"},
     "explain": set(),
     "config": {"errors", "explain", "retrieval"},
-    "report": {"checkpoints", "data", "durable", "errors", "health", "retrieval", "tracking"},
+    "comparison": {
+        *("callbacks", "config", "data", "durable", "errors", "explain", "health", "preflight", "retrieval", "runs"),
+        *("tracking", "training"),
+    },
+    "comparison.statistics": {"retrieval"},
+    "comparison.result": {"health"},
+    "comparison.conclusion": {"comparison"},
+    "comparison.text": {"comparison"},
+    "report": {"checkpoints", "comparison", "data", "durable", "errors", "health", "retrieval", "tracking"},
     "runs": {
         *("callbacks", "checkpoints", "config", "data", "durable", "errors", "modules", "report", "retrieval"),
         "tracking",
@@ -42,12 +54,15 @@ FENCES = {
     "faiss": {"retrieval/index.py"},
     "numba": {"retrieval/kernels.py"},
     "wandb": {"tracking/"},
+    "optuna": {"comparison/tuning.py"},
     "matplotlib": {"report/", "lab/"},
     "pytorch_lightning": {
         *("data/module.py", "modules/", "callbacks.py", "checkpoints.py", "tracking/"),
         *("config.py", "preflight.py", "processes.py", "mining.py", "training.py"),
+        *("comparison/baselines.py", "comparison/conduct.py", "comparison/workers.py"),
     },
 }
+HEAVY = {"torch", "numpy", "faiss", "wandb", "jsonargparse", "tqdm"}
 
 
 def imports(path):
@@ -101,3 +116,14 @@ def test_every_module_imports_and_says_what_it_is():
 def test_there_is_no_drawer():
     for path in FILES:
         assert not {"utils", "helpers", "common", "misc", "base"} & set(path.with_suffix("").parts[-2:]), path
+
+
+def test_every_command_is_where_its_table_says_and_its_file_loads_nothing_heavy():
+    homes = [home for home, _ in _JOBS.values()]
+    names = sorted({f"lossopt.commands.{home.split(':')[0]}" for home in homes})
+    script = f"import sys, {', '.join(names)}; print(*{{name.split('.')[0] for name in sys.modules}} & {HEAVY})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    for name, home in zip(_JOBS, homes, strict=True):
+        job = pkgutil.resolve_name(f"lossopt.commands.{home}")
+        assert callable(job) and job.__name__ == name

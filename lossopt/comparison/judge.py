@@ -102,7 +102,10 @@ def judge(
         workers=diary.workers,
         overhead=diary.overhead(),
         tuning=tuning,
-        notes=_notes(plan, variants, [task for task in baselines if figures[task.variant, task.seed] is None]),
+        notes=[
+            *(tuning.notes if tuning else ()),
+            *_notes(plan, variants, [task for task in baselines if figures[task.variant, task.seed] is None]),
+        ],
     )
 
 

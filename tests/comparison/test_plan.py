@@ -179,7 +179,7 @@ def test_a_key_or_value_that_does_not_fit_is_answered_with_the_nearest(changed, 
 
 def test_a_variant_equal_to_another_is_refused_also_where_it_only_says_so_otherwise():
     same = {MINER: {"class_path": "lossopt.miners.SemiHardMiner", "init_args": {"margin": 0.2}}}
-    with pytest.raises(ConfigError, match="the variants 'b' and 'c' are the same configuration. Remove one"):
+    with pytest.raises(ConfigError, match=r"the variants 'b' and 'c' are the same configuration\. Remove one"):
         variants(variants={**TWO, "c": same})
     with pytest.raises(ConfigError, match="the variants 'a' and 'b' are the same"):
         variants(variants={"a": {}, "b": {LR: 0.01}})
@@ -254,7 +254,7 @@ def test_a_loss_that_takes_no_miners_choice_gets_the_plain_loss_beside_the_rando
 
 
 def test_data_that_are_not_dealt_in_batches_of_classes_are_refused():
-    with pytest.raises(ConfigError, match="variant 'b': .*RetrievalData"):
+    with pytest.raises(ConfigError, match=r"variant 'b': .*RetrievalData"):
         variants(variants={"a": {}, "b": {"data": "pytorch_lightning.demos.boring_classes.BoringDataModule"}})
 
 
