@@ -40,6 +40,11 @@ _JOBS = {  # where in lossopt.commands the job is, and what --help says of it
     "oneshot": ("evaluation:oneshot", "one-shot classification on Omniglot: lossopt oneshot RUN"),
 }
 
+_GOES_ON = {
+    "train": "; `--resume` goes on from the last checkpoint",
+    "compare": "; what is done is kept, and the same command goes on",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -64,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (KeyboardInterrupt, Terminated) as ended:
         how, code = ("terminated", ended.exit_code) if isinstance(ended, Terminated) else ("interrupted", 130)
-        hint = "; `--resume` goes on from the last checkpoint" if chosen == "train" else ""
+        hint = _GOES_ON.get(chosen, "")
         print(f"lossopt {chosen}: {how}{hint}.", file=sys.stderr)
         return code
     return 0
