@@ -34,7 +34,8 @@ from lossopt.retrieval.store import write_embeddings
 from lossopt.retrieval.vectors import LabelledVectors
 from lossopt.retrieval.verification import Threshold, verify
 
-CONFIG, RESULTS, THRESHOLD, EMBEDDINGS = "config.yaml", "results.json", "threshold.json", "embeddings"
+CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.txt", "results.json"
+THRESHOLD, EMBEDDINGS = "threshold.json", "embeddings"
 _WHERE_ONLY = ("output", "name", "config")  # keys that change where a run lies, not what it is
 
 

@@ -8,7 +8,7 @@ import platform
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +31,7 @@ from lossopt.checkpoints import (
     newest_good_checkpoint,
     read_manifest,
 )
-from lossopt.durable import run_lock, write_text
+from lossopt.durable import run_lock, sha256, write_text
 from lossopt.errors import ConfigError, DataError
 from lossopt.mining import MiningRefresh
 from lossopt.preflight import check_data, check_settings, trainer_settings
@@ -45,12 +45,14 @@ from lossopt.retrieval.text import as_line
 from lossopt.runs import (
     CONFIG,
     EMBEDDINGS,
+    ENVIRONMENT,
     RESULTS,
     LoadedRun,
     RunResult,
     choose_threshold,
     config_hash,
     embed_split,
+    flattened,
     load_weights,
     result_of,
     run_folder,
@@ -117,7 +119,7 @@ def _lead(
         say(made.data.describe())
         checkpoint = newest_good_checkpoint(folder) if again else None
         processes.start(starter, (config, folder, checkpoint))
-        for name, text in ((CONFIG, yaml.safe_dump(config, sort_keys=False)), ("environment.txt", environment())):
+        for name, text in ((ENVIRONMENT, environment(config)), (CONFIG, yaml.safe_dump(config, sort_keys=False))):
             if not (folder / name).is_file():
                 write_text(folder / name, text)
         return _fit(made, config, folder, checkpoint, say)
@@ -298,17 +300,30 @@ def _long_lived_objects_left_alone() -> Iterator[None]:
         gc.unfreeze()
 
 
-def environment(threads: int | None = None) -> str:
-    """Versions and processor settings that a result depends on; nothing that names a machine or a person.
+def environment(config: Mapping[str, Any] | None = None, threads: int | None = None) -> str:
+    """Versions, processor settings and code of one's own that a result depends on; no machine and no person is named.
 
     Args:
+        config: of the run: files that its classes come from are named by module and hash, unless they are installed.
         threads: of the run; None: those of this process.
     """
     packages = ("lossopt", "torch", "torchvision", "pytorch-lightning", "pytorch-metric-learning", "faiss-cpu", "numpy")
     lines = [f"{name}=={metadata.version(name)}" for name in packages]
     lines += [f"python=={platform.python_version()}", f"threads={threads or torch.get_num_threads()}"]
     lines.append(f"accelerator={torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
+    lines += [f"code {module}={digest}" for module, digest in own_code(config or {}).items()]
     return "\n".join(lines) + "\n"
+
+
+def own_code(config: Mapping[str, Any]) -> dict[str, str]:
+    """Modules that a configuration takes classes from, but for lossopt and packages, and 8 digits of their sha256."""
+    paths = [value for key, value in flattened(dict(config)).items() if key.endswith("class_path")]
+    found = {}
+    for name in sorted({str(path).rpartition(".")[0] for path in paths if path}):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and name.partition(".")[0] != "lossopt" and "site-packages" not in Path(file).parts:
+            found[name] = sha256(Path(file))[:8]
+    return found
 
 
 @contextmanager

@@ -66,6 +66,9 @@ def test_the_miner_of_the_readme_is_compared_by_two_lines_of_its_plan(tmp_path, 
     table = (tmp_path / "runs" / "my_plan" / "table.md").read_text()
     assert all(name in table for name in ("farthest positive", "semi-hard", "random miner", "untrained", "raw pixels"))
     assert "farthest positive" in (tmp_path / "runs" / "my_plan" / "report.html").read_text()
+    (tmp_path / "my_miner.py").write_text(code.replace("radius: float = 1.0", "radius: float = 0.5"))
+    assert cli.main(["compare", "my_plan.yaml", "--dry-run"]) == 0
+    assert "8 runs, 6 done already" in capsys.readouterr().out  # its own two runs were of other code
 
 
 def test_the_python_block_runs(capsys, monkeypatch):

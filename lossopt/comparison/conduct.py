@@ -28,7 +28,7 @@ from lossopt.data.dataset import Splits
 from lossopt.errors import ConfigError, LossoptError
 from lossopt.preflight import check_data, check_settings
 from lossopt.runs import flattened
-from lossopt.training import environment, quiet_lightning
+from lossopt.training import quiet_lightning
 
 _STEPS = 3  # timed ones; the first warms up
 _FORWARD = 0.4  # of a step's time: embedding without a gradient
@@ -69,8 +69,8 @@ def prepare(plan: Plan) -> Prepared:
     if plan.tuning:
         _check_tuning(plan, variants)
     tasks = tasks_of(plan, variants)
-    check_same_surroundings(tasks, environment(plan.threads))
-    missing = any(not is_done(task) for task in tasks)
+    check_same_surroundings(tasks, plan.threads)
+    missing = plan.tuning is not None or any(not is_done(task) for task in tasks)
     torch.set_num_threads(plan.threads)
     known: dict[str, Splits] = {}  # by source: read once
     pace = {}
@@ -216,7 +216,7 @@ def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, d
     Raises:
         ConfigError: some were done under other versions. LossoptError: some ended without being a result.
     """
-    check_same_surroundings(tasks, environment(prepared.plan.threads))
+    check_same_surroundings(tasks, prepared.plan.threads)
     tasks = [task for task in tasks if not is_done(task)]
     stopped: list[Ended] = []
     seen: dict[str, int] = {}
@@ -271,7 +271,6 @@ def _tuned(prepared: Prepared, workers: int, diary: Diary, say: Say) -> Tuning:
         trials = {
             name: trial_task(plan, variants[name], values, images, settings.seed) for name, values in asked.items()
         }
-        check_same_surroundings(list(trials.values()), environment(plan.threads))
         _run(list(trials.values()), prepared, images, workers, diary, say)
         return {name: score_of(task, plan.metric) for name, task in trials.items()}
 

@@ -98,7 +98,7 @@ def judge(
         queries=len(first.names),
         gallery=first.gallery,
         data=data,
-        environment=environment(plan.threads).splitlines(),
+        environment=environment(threads=plan.threads).splitlines(),
         workers=diary.workers,
         overhead=diary.overhead(),
         tuning=tuning,

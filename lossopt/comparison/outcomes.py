@@ -14,6 +14,7 @@ from lossopt.health import Finding, HealthRecord, read_health
 from lossopt.retrieval.queries import QUERIES, QueryFigures, read_queries
 from lossopt.runs import RESULTS, result_of
 from lossopt.tracking import read_metrics
+from lossopt.training import environment
 
 _LATE = 0.9  # of the steps: a collapse that is still there by then was not overcome
 _OWN = ("lossopt==", "torch==", "torchvision==", "pytorch-lightning==", "threads=", "accelerator=")  # change figures
@@ -88,17 +89,17 @@ def score_of(task: Task, metric: str) -> float | None:
     return result_of(folder).validation.get(f"val/{metric}")
 
 
-def check_same_surroundings(tasks: Sequence[Task], now: str) -> None:
+def check_same_surroundings(tasks: Sequence[Task], threads: int) -> None:
     """Refuses to mix runs of several versions or thread counts in one comparison.
 
     Args:
         tasks: of the plan.
-        now: the environment of new runs (`lossopt.training.environment`), with the plan's threads.
+        threads: of each run.
 
     Raises:
         ConfigError: a run that would be reused was made otherwise; it is named, with what differs.
     """
-    here = _surroundings(now)
+    here = _surroundings(environment(threads=threads))
     for task in tasks:
         folder = task.found()
         if folder is None or not (folder / "environment.txt").is_file():

@@ -14,7 +14,8 @@ from lossopt.comparison.result import Role
 from lossopt.config import instantiate, parse, resolved
 from lossopt.errors import ConfigError
 from lossopt.explain import nearest
-from lossopt.runs import CONFIG, config_hash, flattened
+from lossopt.runs import CONFIG, ENVIRONMENT, config_hash, flattened
+from lossopt.training import own_code
 
 RANDOM = "random miner"
 RANDOM_MINERS = ("lossopt.miners.RandomTripletMiner", "lossopt.miners.RandomPairMiner")
@@ -58,9 +59,18 @@ class Task(NamedTuple):
     folder: Path
 
     def found(self) -> Path | None:
-        """Its newest run folder, finished or not, under whatever name the variant had; None: there is none."""
-        there = sorted(self.folder.parent.glob(f"*/*-{self.digest}/{CONFIG}"), key=lambda file: file.parent.name)
-        return there[-1].parent if there else None  # without its configuration it was killed as it began
+        """Its newest run folder, finished or not, under whatever name the variant had; None: there is none.
+
+        Runs of other code do not count, where the configuration names classes of one's own.
+        """
+        there = self.folder.parent.glob(f"*/*-{self.digest}/{CONFIG}")  # without that it was killed as it began
+        code = [f"code {module}={digest}" for module, digest in own_code(self.config).items()]
+        for folder in sorted((file.parent for file in there), key=lambda one: one.name, reverse=True):
+            file = folder / ENVIRONMENT
+            lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+            if [line for line in lines if line.startswith("code ")] == code:
+                return folder
+        return None
 
 
 def variants_of(plan: Plan) -> list[Variant]:

@@ -148,15 +148,15 @@ def _work(task: Task, threads: int, place: int, messages: Connection) -> None:
         from lossopt.training import train
 
         began = time.perf_counter()
-        found = task.found()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they would be printed between the lines of other runs
                 if is_baseline(task):
                     measure_baseline(task)
                 else:
-                    resume = "auto" if found is None else str(found)
-                    train(parse([], dict(task.config)), resume, watching=[_Progress(messages)])
+                    namespace = parse([], dict(task.config))  # classes of one's own are known from here on
+                    found = task.found()
+                    train(namespace, None if found is None else str(found), watching=[_Progress(messages)])
         except KeyboardInterrupt:
             messages.send(("stopped", "interrupted", time.perf_counter() - began))
         except Exception as error:

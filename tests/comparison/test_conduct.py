@@ -16,7 +16,6 @@ import yaml
 from lossopt.cli import main
 from lossopt.comparison.conduct import duration
 from lossopt.comparison.diary import Diary
-from lossopt.comparison.plan import read_plan
 from lossopt.config import instantiate, parse
 from lossopt.data import Digits
 from lossopt.retrieval.queries import read_queries
@@ -129,7 +128,7 @@ def test_a_second_call_runs_nothing_and_gives_the_same_bytes(capsys):
     before, diary = files("*.*"), (HOME / "diary.jsonl").read_bytes()
     runs = files("*/*/*")
     compare("tiny.yaml")
-    assert re.search(r"8 runs, 8 done already; about 0 s", capsys.readouterr().out)
+    assert "8 runs, 8 done already\n" in capsys.readouterr().out
     assert files("*/*/*") == runs and (HOME / "diary.jsonl").read_bytes() == diary
     after = files("*.*")
     for name in (*TABLES, "costs.csv", "report.html"):
@@ -215,8 +214,9 @@ def test_durations_are_said_as_people_say_them(seconds, words):
 
 def test_a_comparison_that_is_killed_and_resumed_ends_with_the_same_bytes(here):
     seconds = Diary(HOME, 1).wall_seconds() / 2
-    sittings = interruption.interrupt(here / "tiny.yaml", 2, 7, None, seconds, here / "interrupted")
+    copy = interruption.elsewhere(here / "tiny.yaml", here / "interrupted")
+    sittings = interruption.interrupt(copy, 2, 7, None, seconds)
     assert len(sittings) == 2 and sittings[0].done < 6
+    compare(copy)
     assert interruption.differing(HOME, here / "interrupted" / "tiny") == []
-    plan = read_plan(here / "interrupted" / "tiny.yaml")
-    assert plan.seeds == [0, 1] and yaml.safe_load((here / "tiny.yaml").read_text()) == PLAN
+    assert yaml.safe_load((here / "tiny.yaml").read_text()) == PLAN
