@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import platform
+import re
 import sys
 import tempfile
 import warnings
@@ -52,7 +53,6 @@ from lossopt.runs import (
     choose_threshold,
     config_hash,
     embed_split,
-    flattened,
     load_weights,
     result_of,
     run_folder,
@@ -317,9 +317,9 @@ def environment(config: Mapping[str, Any] | None = None, threads: int | None = N
 
 def own_code(config: Mapping[str, Any]) -> dict[str, str]:
     """Modules that a configuration takes classes from, but for lossopt and packages, and 8 digits of their sha256."""
-    paths = [value for key, value in flattened(dict(config)).items() if key.endswith("class_path")]
+    named = re.findall(r'"class_path": "([\w.]+)\.\w+"', json.dumps(config))  # also those in lists
     found = {}
-    for name in sorted({str(path).rpartition(".")[0] for path in paths if path}):
+    for name in sorted(set(named)):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file and name.partition(".")[0] != "lossopt" and "site-packages" not in Path(file).parts:
             found[name] = sha256(Path(file))[:8]

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ SMALL = ["--trainer.max_epochs", "1", "--data.init_args.batches_per_epoch", "3"]
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delitem(sys.modules, "my_miner", raising=False)  # of another test's folder
     (tmp_path / "configs").symlink_to(ROOT / "configs")
 
 

@@ -25,14 +25,18 @@ def compare(words: list[str]) -> None:
     parser.add_argument("--workers", type=positive, help="runs side by side; default: cores / threads of the plan")
     parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="shown query by query; default: the best two")
     parser.add_argument("--dry-run", action="store_true", help="check the plan, say what would run, and stop")
+    parser.add_argument("--retry-failed", action="store_true", help="run again what failed, instead of counting it")
     given = parser.parse_args(words)
     from tqdm import tqdm
 
     from lossopt.comparison.conduct import announce, conduct, prepare, workers_for
     from lossopt.comparison.plan import read_plan
+    from lossopt.comparison.workers import set_failures_aside
 
     plan = read_plan(given.plan)
     workers = workers_for(plan, given.workers, os.cpu_count() or 1)
+    if given.retry_failed and not given.dry_run:
+        print(f"{set_failures_aside(plan.folder)} failed runs are to run again")
     prepared = prepare(plan)
     _require(given.pair, [one.name for one in prepared.variants])
     print(printable(announce(prepared, workers)))
@@ -88,9 +92,10 @@ def _changes(prepared: "Prepared", found: "Comparison", pair: list[str] | None) 
         return None
     one, _, *folders = both[0]
     tables = pair_by_name(*(read_embeddings(folder / EMBEDDINGS / "test") for folder in folders))
-    retrieval = next(v.config["retrieval"] for v in prepared.variants if v.name == names[0])
-    first = difference(tables, retrieval["ks"], (retrieval["distance"],) * 2, retrieval["exclude"])
-    per_seed = [(read_queries(a / QUERIES), read_queries(b / QUERIES)) for _, _, a, b in both]
+    settings = {v.name: v.config["retrieval"] for v in prepared.variants}
+    a, b = (settings[name] for name in names)
+    first = difference(tables, a["ks"], (a["distance"], b["distance"]), a["exclude"])
+    per_seed = [(read_queries(one_a / QUERIES), read_queries(one_b / QUERIES)) for _, _, one_a, one_b in both]
     shown = TablePictures(prepared.splits.test)
     pictures = [SomePictures(shown, rows) for rows in (tables.rows_a, tables.rows_b)]
     return changes_between((names[0], names[1]), tables, first, one.seed, per_seed, pictures)

@@ -6,7 +6,7 @@ the hash of what it depends on.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,27 @@ UNTRAINED, PIXELS = "untrained", "raw pixels"
 REFUSED = "refused.txt"
 
 
-def baseline_tasks(plan: Plan, config: Mapping[str, Any]) -> list[Task]:
-    """The untrained network of each seed, and raw pixels once.
+def untrained_task(plan: Plan, config: Mapping[str, Any], seed: int) -> Task:
+    """The network that a run of this configuration and seed begins with, on the test split."""
+    return _task(UNTRAINED, plan, config, seed, {"encoder": config["model"]["init_args"]["encoder"], "seed": seed})
 
-    Args:
-        plan: whose seeds and folder.
-        config: of a variant: its encoder, data and retrieval are those that count.
-    """
-    encoder = config["model"]["init_args"]["encoder"]
-    shared = {"source": config["data"]["init_args"]["source"], "retrieval": config["retrieval"]}
-    shared["threads"] = plan.threads
-    found = []
-    for name, seed, depends in [(PIXELS, 0, {})] + [
-        (UNTRAINED, s, {"encoder": encoder, "seed": s}) for s in plan.seeds
-    ]:
-        digest = hashlib.sha256(json.dumps({**depends, **shared}, sort_keys=True).encode()).hexdigest()[:8]
-        found.append(Task(name, seed, {**config, "seed": seed}, digest, plan.folder / name.replace(" ", "-")))
-    return found
+
+def pixels_task(plan: Plan, config: Mapping[str, Any]) -> Task:
+    """The test split, each image its own embedding."""
+    return _task(PIXELS, plan, config, 0, {})
+
+
+def _task(name: str, plan: Plan, config: Mapping[str, Any], seed: int, depends: Mapping[str, Any]) -> Task:
+    source = config["data"]["init_args"]["source"]
+    depends = {**depends, "source": source, "retrieval": config["retrieval"], "threads": plan.threads}
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
+    return Task(name, seed, {**config, "seed": seed}, digest, plan.folder / name.replace(" ", "-"))
+
+
+def baseline_tasks(plan: Plan, tasks: Sequence[Task]) -> list[Task]:
+    """Raw pixels once, and the untrained network that each run begins with; of equal ones, one."""
+    found = [pixels_task(plan, tasks[0].config)] + [untrained_task(plan, task.config, task.seed) for task in tasks]
+    return list({task.digest: task for task in found}.values())
 
 
 def is_baseline(task: Task) -> bool:

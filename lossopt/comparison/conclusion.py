@@ -128,7 +128,7 @@ def _better(comparison: Comparison, one: str, other: str) -> bool:
 def _failures(comparison: Comparison) -> list[str]:
     words = []
     for name, count, end in (
-        ("collapsed", lambda one: one.collapsed, "they count as they ended"),
+        ("collapsed", lambda one: one.collapsed, "they count with the epoch that validation chose"),
         ("failed", lambda one: one.failed, "each counts with the figures of the untrained network of its seed"),
     ):
         found = [f"{one.variant} {count(one)} of {len(one.runs)}" for one in trained_of(comparison) if count(one)]

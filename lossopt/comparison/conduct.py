@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from lossopt.comparison.baselines import PIXELS, baseline_tasks, is_baseline
 from lossopt.comparison.diary import Diary
-from lossopt.comparison.judge import judge
+from lossopt.comparison.judge import ALPHA, judge
 from lossopt.comparison.outcomes import check_same_surroundings, is_done, score_of
 from lossopt.comparison.plan import Plan
 from lossopt.comparison.result import Comparison, Tuning
 from lossopt.comparison.settings import Task, Variant, tasks_of, trial_task, variants_of, with_values
+from lossopt.comparison.statistics import seeds_needed
 from lossopt.comparison.tuning import spaces_of, tune
 from lossopt.comparison.workers import Ended, execute
 from lossopt.config import instantiate, parse
@@ -94,6 +95,11 @@ def prepare(plan: Plan) -> Prepared:
                 "`lossopt train` with its keys shows where."
             ) from wrong
         known[source] = made.data.splits
+        if plan.unit == "group" and made.data.splits.test.groups is None:
+            raise ConfigError(
+                f"{plan.path}: unit is 'group', but the test split has no groups. Give the data a group column, or set "
+                "unit: class."
+            )
         _check_same_test(variants[0], one, next(iter(known.values())), made.data.splits, plan)
     return Prepared(plan, variants, next(iter(known.values())), pace, time.perf_counter() - began)
 
@@ -163,10 +169,16 @@ def announce(prepared: Prepared, workers: int) -> str:
     missing = [task for task in tasks if not is_done(task)]
     seconds = sum(prepared.seconds(task, plan.images) for task in missing)
     lines = [
-        f"{plan.name}: {len(variants)} variants x {len(plan.seeds)} seeds, {plan.images:,} images each, by test "
+        f"{plan.name}: {len(variants)} variants x {len(plan.seeds)} seeds, {variants[0].images:,} images each, by test "
         f"{plan.metric}",
         prepared.splits.description,
     ]
+    pairs = len(variants) * (len(variants) - 1) // 2
+    needed = seeds_needed(pairs, plan.correction, ALPHA)
+    if len(plan.seeds) < needed:
+        fewer = seeds_needed(pairs, "max-t", ALPHA)
+        other = f", {fewer} with correction: max-t" if fewer < needed else ""
+        lines.append(f"intervals, but no verdict: {pairs} pairs need {needed} seeds with {plan.correction}{other}")
     together = f"{workers} side by side, {plan.threads} {'thread' if plan.threads == 1 else 'threads'} each"
     if plan.tuning:
         images, trials = plan.tuning.images or plan.images, plan.tuning.trials
@@ -201,17 +213,27 @@ def conduct(prepared: Prepared, workers: int, say: Say) -> Comparison:
             what is done is kept, and the same command goes on.
     """
     plan, diary = prepared.plan, Diary(prepared.plan.folder, workers, prepared.took)
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        raise ConfigError(
+            f"{plan.path}: cannot make {plan.folder} for the runs: {refused.strerror}. Set another output."
+        ) from refused
     variants, tuning = prepared.variants, None
     if plan.tuning:
         tuning = _tuned(prepared, workers, diary, say)
         variants = [with_values(one, plan, tuning.chosen.get(one.name, {})) for one in variants]
-    baselines, tasks = baseline_tasks(plan, variants[0].config), tasks_of(plan, variants)
-    _run([*baselines, *tasks], prepared, plan.images, workers, diary, say)
-    return judge(plan, variants, tasks, baselines, prepared.splits.description, tuning, diary)
+    tasks = tasks_of(plan, variants)
+    _run([*baseline_tasks(plan, tasks), *tasks], prepared, plan.images, workers, diary, say)
+    return judge(plan, variants, tasks, prepared.splits.description, tuning, diary)
 
 
-def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, diary: Diary, say: Say) -> None:
+def _run(
+    tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, diary: Diary, say: Say, later: int = 0
+) -> None:
     """Executes those tasks that are not done yet, under a progress bar over their images.
+
+    later: images of runs that come after these.
 
     Raises:
         ConfigError: some were done under other versions. LossoptError: some ended without being a result.
@@ -233,7 +255,7 @@ def _run(tasks: Sequence[Task], prepared: Prepared, images: int, workers: int, d
             if not is_baseline(ended.task):
                 count(ended.task, images)
             diary.note(ended)
-            left = (time.perf_counter() - began) / max(number, workers) * (len(tasks) - number)
+            left = (time.perf_counter() - began) / max(number, workers) * (len(tasks) - number + later / images)
             say(f"{number:>4} of {len(tasks)}  {_line(ended, prepared.plan.metric)}, {duration(left)} left")
             if ended.how == "stopped":
                 stopped.append(ended)
@@ -266,12 +288,15 @@ def _tuned(prepared: Prepared, workers: int, diary: Diary, say: Say) -> Tuning:
     variants = {one.name: one for one in prepared.variants}
     images = settings.images or plan.images
     own = {name: flattened(one.config) for name, one in variants.items()}
+    rounds: list[int] = []
 
     def execute_round(asked: Mapping[str, Mapping[str, float]]) -> Mapping[str, float | None]:
         trials = {
             name: trial_task(plan, variants[name], values, images, settings.seed) for name, values in asked.items()
         }
-        _run(list(trials.values()), prepared, images, workers, diary, say)
+        rounds.append(len(trials))
+        later = (settings.trials - len(rounds)) * len(trials) * images + len(variants) * len(plan.seeds) * plan.images
+        _run(list(trials.values()), prepared, images, workers, diary, say, later)
         return {name: score_of(task, plan.metric) for name, task in trials.items()}
 
     spaces = spaces_of(settings, own)

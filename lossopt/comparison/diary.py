@@ -45,6 +45,10 @@ class Diary:
         """From start to end, over all sittings, each until its last run ended."""
         return sum(row["elapsed"] for row in self._last())
 
+    def most_workers(self) -> int:
+        """Side by side in the sittings that ran anything; else in this one."""
+        return int(max((row["workers"] for row in self._rows()), default=self.workers))
+
     def overhead(self) -> float | None:
         """Seconds of cores that went into anything but trainings, by those that went into trainings.
 

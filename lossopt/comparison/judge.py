@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lossopt.comparison.assess import assess_pairs, interval_of
-from lossopt.comparison.baselines import PIXELS, UNTRAINED, baseline_figures
+from lossopt.comparison.baselines import PIXELS, UNTRAINED, baseline_figures, pixels_task, untrained_task
 from lossopt.comparison.diary import Diary
 from lossopt.comparison.outcomes import outcome_of
 from lossopt.comparison.plan import Plan
@@ -33,7 +33,6 @@ def judge(
     plan: Plan,
     variants: Sequence[Variant],
     tasks: Sequence[Task],
-    baselines: Sequence[Task],
     data: str,
     tuning: Tuning | None,
     diary: Diary,
@@ -41,7 +40,7 @@ def judge(
     """The comparison of runs that are done.
 
     Args:
-        plan, variants, tasks, baselines: what was to be run; every task is done.
+        plan, variants, tasks: what was to be run; every task is done, and so are their baselines.
         data: what was trained and evaluated on, in words.
         tuning: how the variants were tuned, if they were.
         diary: how long it took.
@@ -49,9 +48,14 @@ def judge(
     Raises:
         EvaluationError: the runs were evaluated on different queries, or without groups where the plan's unit is one.
     """
+    baselines = [pixels_task(plan, tasks[0].config), *(untrained_task(plan, variants[0].config, s) for s in plan.seeds)]
     figures = {(task.variant, task.seed): baseline_figures(task) for task in baselines}
     found = {
-        one.name: [outcome_of(task, figures[UNTRAINED, task.seed]) for task in tasks if task.variant == one.name]
+        one.name: [
+            outcome_of(task, baseline_figures(untrained_task(plan, task.config, task.seed)))
+            for task in tasks
+            if task.variant == one.name
+        ]
         for one in variants
     }
     every = [outcome for outcomes in found.values() for outcome in outcomes]
@@ -86,7 +90,7 @@ def judge(
         plan=_as_json(plan, variants),
         metric=plan.metric,
         seeds=tuple(plan.seeds),
-        images=plan.images,
+        images=variants[0].images,
         wall_seconds=diary.wall_seconds(),
         standings=standings,
         pairs=pairs,
@@ -99,7 +103,7 @@ def judge(
         gallery=first.gallery,
         data=data,
         environment=environment(threads=plan.threads).splitlines(),
-        workers=diary.workers,
+        workers=diary.most_workers(),
         overhead=diary.overhead(),
         tuning=tuning,
         notes=[
@@ -167,7 +171,7 @@ def _notes(plan: Plan, variants: Sequence[Variant], refused: Sequence[Task]) -> 
         notes.append(f"{name} is trained on other batches than the rest, by design: it sets {keys}.")
     encoders = {json.dumps(one.config["model"]["init_args"]["encoder"], sort_keys=True) for one in variants}
     if len(encoders) > 1:
-        notes.append(f"Encoders differ; the untrained network is that of {variants[0].name}.")
+        notes.append(f"Encoders differ; the untrained network in the table is that of {variants[0].name}.")
     for one in variants:
         if one.name not in plan.variants:
             keys = ", ".join(f"{key} {value}" for key, value in one.overrides.items())

@@ -52,6 +52,7 @@ def outcome_of(task: Task, untrained: QueryFigures | None) -> Outcome:
         "curve": _curve(rows),
         "activity": _activity(rows),
         "health": findings,
+        "readings": None if record is None else record.readings,
         "images_per_second": _median(rows, "train/images_per_second"),
     }
     if not (folder / RESULTS).is_file():

@@ -40,7 +40,8 @@ class Run:
     collapsed when training ended; "failed": it ended with `error`, and `figures` are those of the untrained network of
     its seed. figures: metric name to the mean over the queries of the test split, of the epoch that validation chose.
     folder: None for a failed run that wrote none. epoch: the chosen one. seconds: of training and validation.
-    images_per_second: median over the logged steps. peak_memory: bytes, of the whole process or of the accelerator.
+    readings: logged steps that health looked at; None: unknown. images_per_second: median over the logged steps.
+    peak_memory: bytes, of the whole process or of the accelerator.
     """
 
     variant: str
@@ -56,6 +57,7 @@ class Run:
     curve: Sequence[Point] = ()
     activity: Sequence[Activity] = ()
     health: Sequence[Finding] = ()
+    readings: int | None = None
     error: str = ""
 
 

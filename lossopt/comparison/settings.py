@@ -1,7 +1,6 @@
 """From a plan to the resolved configuration of each run: variants, budget, seeds, the hash that finds a run again."""
 
 import copy
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from lossopt.runs import CONFIG, ENVIRONMENT, config_hash, flattened
 from lossopt.training import own_code
 
 RANDOM = "random miner"
+_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 RANDOM_MINERS = ("lossopt.miners.RandomTripletMiner", "lossopt.miners.RandomPairMiner")
 _MOST_UNEVEN = 0.05  # share by which the images of two variants may differ where batches do not divide the budget
 
@@ -113,11 +113,15 @@ def _even_budget(plan: Plan, variants: Sequence[Variant]) -> int:
 
 
 def _variant(plan: Plan, name: str, changed: Mapping[str, Any]) -> Variant:
-    given = [f"--config={file}" for file in plan.base] + _words(plan.set) + _words(changed)
+    unknown: list[str] = []
     try:
-        config = resolved(parse(given))
+        config = resolved(parse([f"--config={file}" for file in plan.base]))
+        for changes in (plan.set, changed):
+            for key, value in changes.items():
+                _put(config, key.split("."), value, unknown)
+        config = resolved(parse([], config))
     except ConfigError as wrong:
-        raise ConfigError(f"{plan.path}, variant {name!r}: {wrong}") from wrong
+        raise ConfigError(f"{plan.path}, variant {name!r}: {unknown[0] if unknown else wrong}") from wrong
     config = with_budget(config, plan.images, plan.validations, f"{plan.path}, variant {name!r}")
     config["name"], config["output"] = f"{plan.name}/{name.replace(' ', '-')}", str(plan.output)
     config["seed"], config["data"]["init_args"]["seed"] = 0, None  # the run's seed is that of its data, too
@@ -170,10 +174,36 @@ def _class_path(component: Any) -> str | None:
     return component.get("class_path") if isinstance(component, Mapping) else component
 
 
-def _words(changed: Mapping[str, Any]) -> list[str]:
-    """Keys and values as the command line takes them."""
-    words = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in changed.items()}
-    return [f"--{key}={value}" for key, value in words.items()]
+def _put(config: dict[str, Any], path: Sequence[str], value: Any, unknown: list[str], above: str = "") -> None:
+    """Sets a dotted key of a configuration in place.
+
+    A class that is named begins with its own defaults: nothing of what the class before it was given stays. Keys that
+    are not there are added to `unknown`, in words, for a parser that refuses them without knowing where.
+    """
+    first, *others = path
+    there = config.get(first)
+    if first not in config and config and first not in _OF_A_CLASS:
+        where = f" in {above}" if above else ""
+        unknown.append(f"there is no key {first!r}{where}{nearest(first, list(config))}.")
+    if others:
+        inner = {"class_path": there} if isinstance(there, str) else dict(there or {})
+        _put(inner, others, value, unknown, f"{above}.{first}" if above else first)
+        config[first] = inner
+    elif isinstance(value, Mapping) and "class_path" not in value and isinstance(there, Mapping):
+        inner = dict(there)
+        for key, one in value.items():
+            _put(inner, [str(key)], one, unknown, f"{above}.{first}" if above else first)
+        config[first] = inner
+    else:
+        config[first] = _number(value) if isinstance(there, float) else value
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-3 for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _check_metric(plan: Plan, config: Mapping[str, Any]) -> None:

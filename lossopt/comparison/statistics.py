@@ -15,7 +15,7 @@ from lossopt.retrieval.intervals import RESAMPLES, Interval, resampled_sums
 Correction = Literal["holm", "max-t"]
 
 LEAST_SEEDS = 8
-_FLIPS = 2**16  # at most; mirror images apart, this is all of them up to 17 seeds
+FLIPS = 2**16  # at most; mirror images apart, this is all of them up to 17 seeds
 _TIE = 1e-9  # of differences scaled to unit length: flips nearer than this are equal but for rounding
 _EXPERIMENTS = 1_000  # simulated for the power: its standard error is at most 0.016
 
@@ -240,7 +240,7 @@ def _flips(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         )
     length = np.sqrt((differences**2).sum(axis=1, keepdims=True))
     scaled = np.divide(differences, length, out=np.zeros_like(differences), where=length > 0)
-    flipped = np.abs(_signs(differences.shape[1], _FLIPS) @ scaled.T)
+    flipped = np.abs(_signs(differences.shape[1], FLIPS) @ scaled.T)
     return flipped[0], flipped
 
 

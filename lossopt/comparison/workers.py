@@ -232,6 +232,14 @@ def _keep_failure(task: Task, error: Exception) -> bool:
     return folder is not None
 
 
+def set_failures_aside(folder: Path) -> int:
+    """Failed runs below the folder of a plan are to run again, from their last checkpoints; how many there are."""
+    files = list(folder.glob(f"*/*/{FAILURE}"))
+    for file in files:
+        file.replace(file.with_name(f"earlier-{FAILURE}"))
+    return len(files)
+
+
 def failure_of(folder: Path) -> str | None:
     """What a failed run said at its end; None: it has not failed."""
     path = folder / FAILURE

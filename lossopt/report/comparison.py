@@ -9,6 +9,8 @@ import numpy as np
 
 from lossopt.comparison.conclusion import Conclusion, conclude, pair_of, trained_of
 from lossopt.comparison.result import Comparison, PairComparison
+from lossopt.comparison.statistics import FLIPS
+from lossopt.health import Bounds
 from lossopt.report.comparison_changes import Changes
 from lossopt.report.comparison_curves import Learning, Sensitivity, learning_of, sensitivity_of
 from lossopt.report.comparison_ranking import Ranking, ranking_of
@@ -78,6 +80,7 @@ class Page:
     costs: list[CostRow]
     groups: list[Group]
     grid: Grid
+    unwatched: int
     tuning: list[Sensitivity]
     meaning: str
     settings: list[tuple[str, list[tuple[str, str, bool]]]]
@@ -129,6 +132,11 @@ def page_of(comparison: Comparison, changes: Changes | None) -> Page:
         costs=costs_of(comparison),
         groups=groups_of(comparison),
         grid=grid_of(comparison),
+        unwatched=sum(
+            run.readings is not None and run.readings < Bounds().patience
+            for one in comparison.standings
+            for run in one.runs
+        ),
         tuning=tuning,
         meaning=meaning_of(comparison.metric),
         settings=_settings(comparison),
@@ -233,7 +241,8 @@ def _how(comparison: Comparison) -> list[str]:
     if not comparison.pairs:
         return []
     seeds, pairs = len(comparison.seeds), len(comparison.pairs)
-    patterns = f"all {2**seeds:,} ways of giving the {seeds} differences their signs"
+    drawn = "all" if 2**seeds <= 2 * FLIPS else f"{FLIPS:,} drawn ones of the"
+    patterns = f"{drawn} {2**seeds:,} ways of giving the {seeds} differences their signs"
     rule = "Holm's correction" if comparison.correction == "holm" else "The max-t correction"
     corrected = (
         f"{rule} for {pairs:,} comparisons keeps the chance of calling even one difference real that is not below "

@@ -111,7 +111,7 @@ def test_what_a_reader_must_know_first():
     pairs = dict.fromkeys([("a", "ill"), ("a", "bad"), ("ill", "bad")], "open")
     found = conclude(comparison([A, ill, UNTRAINED, PIXELS, bad], pairs))
     assert found.cautions == [
-        "Runs that collapsed: bad 2 of 2; they count as they ended.",
+        "Runs that collapsed: bad 2 of 2; they count with the epoch that validation chose.",
         "Runs that failed: ill 1 of 2; each counts with the figures of the untrained network of its seed.",
         "bad ends no higher than the untrained network (11.0 %) and raw pixels (5.0 %).",
     ]

@@ -1,6 +1,7 @@
 """Runs side by side: each ends in words, none takes another with it, and none outlives the command."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -109,6 +110,20 @@ def test_a_killed_process_is_tried_once_more_and_then_given_up_in_words(ended):
 def test_a_run_has_the_threads_of_the_plan_whichever_library_asks(ended):
     counts = Path("threads").read_text().split()
     assert len(counts) > 3 and set(counts) == {"1"}  # the environment of the server says 3
+
+
+def test_a_run_of_other_code_of_ones_own_does_not_count(ended, here):
+    for name, run in (("looking", ended[0]["looking"]), ("killed once", ended[0]["killed once"])):
+        path = run.found() / "environment.txt"
+        kept = path.read_text()
+        digest = hashlib.sha256((here / "clumsy_components.py").read_bytes()).hexdigest()[:8]
+        assert f"code clumsy_components={digest}\n" in kept, name  # "looking" names a class within a list
+        try:
+            path.write_text(kept.replace(digest, "00000000"))
+            assert run.found() is None and not is_done(run)
+        finally:
+            path.write_text(kept)
+        assert is_done(run)
 
 
 def test_a_full_disk_stops_the_others_and_is_no_result(server):
