@@ -141,7 +141,7 @@ def with_budget(config: Mapping[str, Any], images: int, validations: int, where:
         ConfigError: there would not be a batch in every epoch.
     """
     made: dict[str, Any] = copy.deepcopy(dict(config))
-    data = made["data"]["init_args"]
+    data = made["data"].get("init_args", {})
     if "classes_per_batch" not in data or "images_per_class" not in data:
         raise ConfigError(f"{where}: `lossopt compare` trains on RetrievalData, not on {config['data']['class_path']}.")
     size = data["classes_per_batch"] * data["images_per_class"]

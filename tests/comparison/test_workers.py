@@ -160,8 +160,15 @@ def test_nothing_outlives_a_command_that_is_killed(server):
     command.kill()
     command.join()
     wait_for(lambda: not is_alive(sleeper), 20)  # an idle machine takes milliseconds
-    with run_lock(folder):
-        pass
+    wait_for(lambda: is_free(folder), 20)  # its other threads end a moment after the first one
+
+
+def is_free(folder):
+    try:
+        with run_lock(folder):
+            return True
+    except ConfigError:
+        return False
 
 
 def process_in(file):
