@@ -288,6 +288,7 @@ def test_the_command_refuses_before_any_training(changes, code, words, capsys, h
 
 def test_a_class_that_a_variant_names_begins_with_its_own_defaults():
     found = variants(
+        set={MINER: "lossopt.miners.SemiHardMiner"},
         variants={
             "base": {},
             "other miner": {MINER: "lossopt.miners.BatchHardMiner"},
