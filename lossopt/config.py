@@ -121,7 +121,7 @@ def parse(arguments: Sequence[str] = (), config: dict[str, Any] | None = None) -
         ConfigError: anything that does not fit, with the nearest valid name.
     """
     made = parser()
-    given = [] if config is None else ["--config", json.dumps(config)]
+    given = [] if config is None else ["--config", json.dumps(config, default=str)]
     sys.path.insert(0, os.getcwd())  # classes in the user's own files
     try:
         with redirect_stderr(StringIO()):

@@ -184,9 +184,9 @@ def _put(config: dict[str, Any], path: Sequence[str], value: Any, unknown: list[
     there = config.get(first)
     if first not in config and config and first not in _OF_A_CLASS:
         where = f" in {above}" if above else ""
-        unknown.append(f"there is no key {first!r}{where}{nearest(first, list(config))}.")
+        unknown.append(f"there is no key {first!r}{where}{nearest(first, list(config))}")
     if others:
-        inner = {"class_path": there} if isinstance(there, str) else dict(there or {})
+        inner = {"class_path": there} if isinstance(there, str) else dict(there) if isinstance(there, Mapping) else {}
         _put(inner, others, value, unknown, f"{above}.{first}" if above else first)
         config[first] = inner
     elif isinstance(value, Mapping) and "class_path" not in value and isinstance(there, Mapping):

@@ -295,7 +295,7 @@ def test_a_class_that_a_variant_names_begins_with_its_own_defaults():
             "then a key": {MINER: "lossopt.miners.HardMiner", f"{MINER}.init_args.budget": 7},
             "a key": {"model.init_args.loss_fn.init_args.margin": "3e-1"},
             "below": {"trainer": {"gradient_clip_val": 1.0}},
-        }
+        },
     )
     model = {one.name: one.config["model"]["init_args"] for one in found}
     assert model["base"]["miner"]["init_args"]["margin"] == 0.2  # that of the base's SemiHardMiner
