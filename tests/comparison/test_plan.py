@@ -1,6 +1,7 @@
 """A plan that cannot work is refused before any work, and the refusal names what is wrong and what to write instead."""
 
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,9 @@ def test_nor_within_a_value(nested):
         ({MINER: {"class_path": "lossopt.miners.SemiHardMiner", "init_args": {"margn": 1}}}, "Did you mean 'margin'"),
         ({P: "few"}, "variant 'b': data.init_args.classes_per_batch: expected int.* few"),
         ({P: 2.5}, "variant 'b': data.init_args.classes_per_batch: expected int"),
+        ({P: date(2020, 1, 1)}, "variant 'b': data.init_args.classes_per_batch: expected int. Got value: 2020-01-01"),
+        ({"retrieval.ks.0": 3}, "variant 'b': retrieval.ks: expected list"),
+        ({f"{LR}.x": 3}, "variant 'b': model.init_args.optimizer"),
         ({MINER: "my_own.Miner"}, "There is no module 'my_own'"),
     ],
 )
