@@ -6,7 +6,8 @@ again with the same plan, finds what is done, and ends with the same table.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,13 +73,12 @@ def prepare(plan: Plan) -> Prepared:
     tasks = tasks_of(plan, variants)
     check_same_surroundings(tasks, plan.threads)
     missing = plan.tuning is not None or any(not is_done(task) for task in tasks)
-    torch.set_num_threads(plan.threads)
     known: dict[str, Splits] = {}  # by source: read once
     pace = {}
     for one in variants:
         source = json.dumps(one.config["data"]["init_args"]["source"], sort_keys=True)
         try:
-            with quiet_lightning():
+            with quiet_lightning(), _threads(plan.threads):
                 made = instantiate(parse([], dict(one.config)))
                 made.data.seed = 0
                 made.data.splits = known.get(source)
@@ -102,6 +102,17 @@ def prepare(plan: Plan) -> Prepared:
             )
         _check_same_test(variants[0], one, next(iter(known.values())), made.data.splits, plan)
     return Prepared(plan, variants, next(iter(known.values())), pace, time.perf_counter() - began)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """So many in here, and then as many as before: they change the last bits of other runs of this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_tuning(plan: Plan, variants: Sequence[Variant]) -> None:

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from lossopt.cli import main
-from lossopt.comparison.conduct import duration
+from lossopt.comparison.conduct import duration, prepare
+from lossopt.comparison.plan import read_plan
 from lossopt.config import instantiate, parse
 from lossopt.data import Digits
 from lossopt.retrieval.queries import read_queries
@@ -221,3 +222,13 @@ def test_a_comparison_that_is_killed_and_resumed_ends_with_the_same_bytes(here):
     compare(copy)
     assert interruption.differing(HOME, here / "interrupted" / "tiny") == []
     assert yaml.safe_load((here / "tiny.yaml").read_text()) == PLAN
+
+
+def test_preparing_leaves_the_threads_of_the_process_as_they_were():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        prepare(read_plan(write_plan("threads", threads=1)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
