@@ -1,8 +1,9 @@
 """What watches a run: retrieval at every validation, the health of each step, and the guard in front of the weights."""
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lossopt.errors import DataError, LossoptError, NonFiniteError
 from lossopt.health import HEALTH, Bounds, Finding, HealthLog, Kind, Reading, Sign
 from lossopt.modules.embedding import EmbeddingNetwork, StepRecord
 from lossopt.modules.gather import all_rows
+from lossopt.modules.network import ImageNetwork, Step
 from lossopt.retrieval.collapse import measure_shape
 from lossopt.retrieval.evaluation import KS, RetrievalResult, evaluate_vectors
 from lossopt.retrieval.index import Distance
@@ -99,6 +101,39 @@ class RetrievalAtValidation(Callback):
             self.health.note(trainer, "collapse", Sign(numbers, words))
         logged = {f"val/{name}": value for name, value in found.metrics.items()}
         return logged | {"val/effective_rank": found.collapse.effective_rank, "val/spread": found.collapse.spread}
+
+
+class ScoresAtValidation(Callback):
+    """Passes on what a network that scores itself logged as `val/...`: to the loggers, and in words.
+
+    Args:
+        say: told a line of figures after every validation.
+        health: knows how far the run is.
+    """
+
+    def __init__(self, say: Callable[[str], None], health: "TrainingHealth") -> None:
+        self.say, self.health = say, health
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """By now the means over the split are known."""
+        if trainer.sanity_checking or not isinstance(pl_module, ImageNetwork):
+            return
+        scores = scores_of(trainer, "val/", pl_module.metrics)
+        epoch = epochs_done(trainer)
+        self.say(f"{f'epoch {epoch}' if epoch else 'untrained':<11}{scores_line(scores)}")
+        for logger in trainer.loggers:
+            logger.log_metrics({**scores, **self.health.progress(), "epoch": float(epoch)}, step=trainer.global_step)
+
+
+def scores_of(trainer: Trainer, prefix: str, metrics: Sequence[str]) -> dict[str, float]:
+    """What a network logged under its own metrics, in their order."""
+    logged = trainer.callback_metrics
+    return {prefix + name: float(logged[prefix + name]) for name in metrics if prefix + name in logged}
+
+
+def scores_line(scores: Mapping[str, float]) -> str:
+    """The figures of a network that scores itself, in a line."""
+    return "  ".join(f"{key.partition('/')[2]} {value:.4g}" for key, value in scores.items())
 
 
 def evaluate_table(
@@ -209,12 +244,16 @@ class TrainingHealth(Callback):
             return
         self.steps += 1
         self.images += len(record.batch.ids) * trainer.world_size
-        self.steps_without_tuples += record.tuples == 0
+        self.steps_without_tuples += isinstance(record, StepRecord) and record.tuples == 0
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.steps % every and self.steps > 1:
             return
-        reading = self._reading(trainer, network, record, outputs["loss"] if outputs else None)
-        begun, up = self.history.read(reading)
+        loss = outputs["loss"] if outputs else None
+        if isinstance(record, StepRecord) and isinstance(network, EmbeddingNetwork):
+            reading = self._reading(trainer, network, record, loss)
+        else:
+            reading = self._plain_reading(trainer, len(record.outputs), loss)
+        begun, up = self.history.read(reading, None if isinstance(network, EmbeddingNetwork) else network.faults())
         flags = {f"health/{kind.replace(' ', '_')}": float(raised) for kind, raised in up.items()}
         values = self._figures(record, reading) | flags
         values["train/learning_rate"] = float(trainer.optimizers[0].param_groups[0]["lr"])
@@ -225,7 +264,6 @@ class TrainingHealth(Callback):
     def _reading(self, trainer: Trainer, network: EmbeddingNetwork, record: StepRecord, loss: Any) -> Reading:
         """Everything that is read from the device at a logging step."""
         loss_fn = network.loss_fn
-        guard = next((c for c in trainer.callbacks if isinstance(c, FiniteGuard)), None)  # type: ignore[attr-defined]
         tuples = record.tuples if record.tuples is not None else getattr(loss_fn, "tuple_count", None)
         share = None if record.tuples == 0 else getattr(loss_fn, "share_active", None)
         rows = record.embeddings[:_LOOKED_AT]
@@ -241,34 +279,47 @@ class TrainingHealth(Callback):
             spread=shape.spread,
             effective_rank=shape.effective_rank,
             embedding_norm=float(torch.linalg.vector_norm(record.embeddings, dim=1).mean()),
-            gradient_norm=None if guard is None or guard.gradient_norm is None else float(guard.gradient_norm),
+            gradient_norm=_gradient_norm(trainer),
             tuples=None if tuples is None else float(tuples),
             mined=record.tuples is not None,
             share_active=None if share is None else float(share),
         )
 
-    def _figures(self, record: StepRecord, reading: Reading) -> dict[str, float]:
+    def _plain_reading(self, trainer: Trainer, images: int, loss: Any) -> Reading:
+        """Of a network without embeddings to compare: its loss and gradient."""
+        nothing: dict[str, Any] = {"spread": math.nan, "effective_rank": math.nan, "embedding_norm": None}
+        return Reading(
+            step=self.steps,
+            idle_steps=0,
+            images=images,
+            loss=None if loss is None else float(loss),
+            collapsed_loss=None,
+            alike=(),
+            gradient_norm=_gradient_norm(trainer),
+            tuples=None,
+            mined=False,
+            share_active=None,
+            **nothing,
+        )
+
+    def _figures(self, record: StepRecord | Step, reading: Reading) -> dict[str, float]:
         """The figures of a logging step by the keys they are logged under; those that are not known are left out."""
         now = time.perf_counter()
         rate = (self.images - self._images_then) / max(now - self._since, 1e-9)
         self._since, self._images_then = now, self.images
-        positive, negative = mean_distances(record.embeddings[:_LOOKED_AT], record.labels[:_LOOKED_AT])
         known = {
             "train/loss": reading.loss,
             "train/gradient_norm": reading.gradient_norm,
             "miner/tuples": reading.tuples,
             "miner/share_active": reading.share_active,
         }
-        return {
-            **{name: value for name, value in known.items() if value is not None},
-            "train/positive_distance": float(positive),
-            "train/negative_distance": float(negative),
-            "train/embedding_norm": reading.embedding_norm,
-            "train/spread": reading.spread,
-            "train/effective_rank": reading.effective_rank,
-            **self.progress(),
-            "train/images_per_second": rate,
-        }
+        if isinstance(record, StepRecord):
+            positive, negative = mean_distances(record.embeddings[:_LOOKED_AT], record.labels[:_LOOKED_AT])
+            known |= {"train/positive_distance": float(positive), "train/negative_distance": float(negative)}
+            known |= {"train/embedding_norm": reading.embedding_norm, "train/spread": reading.spread}
+            known["train/effective_rank"] = reading.effective_rank
+        figures = {name: value for name, value in known.items() if value is not None}
+        return {**figures, **self.progress(), "train/images_per_second": rate}
 
     def progress(self) -> dict[str, float]:
         """How far the run is, as it is logged with every figure that is to be drawn over images or seconds."""
@@ -311,10 +362,16 @@ class TrainingHealth(Callback):
             self.close(trainer)
 
 
-def _network(pl_module: LightningModule) -> EmbeddingNetwork:
-    if not isinstance(pl_module, EmbeddingNetwork):
-        raise TypeError(f"These callbacks watch a SiameseNetwork or a TripletNetwork, not {type(pl_module).__name__}.")
+def _network(pl_module: LightningModule) -> EmbeddingNetwork | ImageNetwork:
+    if not isinstance(pl_module, EmbeddingNetwork | ImageNetwork):
+        raise TypeError(f"These callbacks watch networks of lossopt.modules, not {type(pl_module).__name__}.")
     return pl_module
+
+
+def _gradient_norm(trainer: Trainer) -> float | None:
+    """Of the last optimiser step, as the guard measured it."""
+    guard = next((c for c in trainer.callbacks if isinstance(c, FiniteGuard)), None)  # type: ignore[attr-defined]
+    return None if guard is None or guard.gradient_norm is None else float(guard.gradient_norm)
 
 
 def mean_distances(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -353,7 +410,7 @@ class FiniteGuard(Callback):
         self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
         record = _network(pl_module).last_step
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        watched = self.gradient_norm if not scaled or record is None else record.embeddings.sum()
+        watched = self.gradient_norm if not scaled or record is None else record.outputs.sum()
         if record is not None and not bool(torch.isfinite(watched)):
             self._stop(trainer, pl_module, record)
 
@@ -362,10 +419,10 @@ class FiniteGuard(Callback):
     ) -> None:
         """Looks at a batch that made no step."""
         record = _network(pl_module).last_step
-        if not outputs and record is not None and not bool(torch.isfinite(record.embeddings.sum())):
+        if not outputs and record is not None and not bool(torch.isfinite(record.outputs.sum())):
             self._stop(trainer, pl_module, record)
 
-    def _stop(self, trainer: Trainer, pl_module: LightningModule, record: StepRecord) -> None:
+    def _stop(self, trainer: Trainer, pl_module: LightningModule, record: StepRecord | Step) -> None:
         ids = record.ids.tolist()
         names = trainer.datamodule.training_table().names  # type: ignore[attr-defined]
         path = self.folder / "nonfinite_batch.txt"
@@ -373,8 +430,8 @@ class FiniteGuard(Callback):
             write_text(path, "\n".join(f"{row}\t{names[row]}" for row in ids) + "\n")
         # The images first, for batch norm spreads one bad image over all embeddings.
         images = all_rows(_finite_rows(record.batch.images).int())
-        where, bad = "the embeddings are finite, so the loss or its gradient overflowed", []
-        for finite, verb in ((images, "hold a NaN or an infinity"), (_finite_rows(record.embeddings), "become NaN")):
+        where, bad = "what the loss saw is finite, so the loss or its gradient overflowed", []
+        for finite, verb in ((images, "hold a NaN or an infinity"), (_finite_rows(record.outputs), "become NaN")):
             bad = [names[row] for row, fine in zip(ids, finite.flatten().tolist(), strict=True) if not fine]
             if bad:
                 where = f"{len(bad)} of {len(ids)} images {verb}, first {', '.join(bad[:5])}"

@@ -16,12 +16,20 @@ from lossopt.errors import DataError
 
 HEALTH = "health.json"
 Kind = Literal[
-    "collapse", "dead mining", "idle steps", "stuck", "exploding embeddings", "exploding gradient", "non-finite"
+    "collapse",
+    "mean image",
+    "dead mining",
+    "idle steps",
+    "stuck",
+    "exploding embeddings",
+    "exploding gradient",
+    "non-finite",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 TRY_FIRST: dict[Kind, str] = {
     "collapse": "a lower learning rate, then a miner that is less hard (semi-hard, or none), then a larger batch",
+    "mean image": "another learning rate, then less momentum, then batch norm or units that do not saturate (SiLU)",
     "dead mining": "a larger margin, then more classes per batch, then a harder miner",
     "idle steps": "a larger margin (the miner's, too), then more classes per batch, then an easier miner",
     "stuck": "another learning rate, and a look at what the loss compares: labels, margin, frozen parameters",
@@ -73,7 +81,7 @@ class Reading(NamedTuple):
     alike: Sequence[str]
     spread: float
     effective_rank: float
-    embedding_norm: float
+    embedding_norm: float | None
     gradient_norm: float | None
     tuples: float | None
     mined: bool
@@ -215,10 +223,17 @@ class HealthLog:
     early: dict[str, list[float]] = field(default_factory=dict)
     streaks: dict[Kind, list[int]] = field(default_factory=dict)
 
-    def read(self, reading: Reading) -> tuple[list[Finding], dict[Kind, bool]]:
-        """Follows one reading: the findings that begin with it, and which rules spoke."""
+    def read(
+        self, reading: Reading, others: Mapping[Kind, Sign | None] | None = None
+    ) -> tuple[list[Finding], dict[Kind, bool]]:
+        """Follows one reading: the findings that begin with it, and which rules spoke.
+
+        Args:
+            reading: of this step.
+            others: signs of the network's own, by kind; None: it has none.
+        """
         self.steps, self.readings = reading.step, self.readings + 1
-        signs = self._signs(reading)
+        signs = {**self._signs(reading), **(others or {})}
         begun = []
         for kind, sign in signs.items():
             streak = self.streaks[kind] = [*self.streaks.get(kind, []), reading.step] if sign is not None else []

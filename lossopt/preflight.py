@@ -12,9 +12,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lossopt.callbacks import ProgressBar, rows_of
 from lossopt.data.module import RetrievalData, to_float
+from lossopt.data.shuffled import ShuffledData
 from lossopt.errors import ConfigError
 from lossopt.losses.memory import CrossBatchMemory
 from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.modules.network import ImageNetwork, TrainedNetwork
 from lossopt.processes import check_strategy
 from lossopt.retrieval.counting import relevant_and_candidates
 from lossopt.retrieval.index import NeighbourIndex
@@ -34,22 +36,20 @@ def check_settings(made: Namespace) -> pl.Trainer:
         ConfigError: they cannot work together.
     """
     model, data = made.model, made.data
-    if not isinstance(model, EmbeddingNetwork) or not isinstance(data, RetrievalData):
+    if isinstance(model, EmbeddingNetwork) and isinstance(data, RetrievalData):
+        _check_retrieval(made)
+    elif isinstance(model, ImageNetwork) and isinstance(data, ShuffledData):
+        _check_monitor(made.checkpoint.monitor, [f"val/{name}" for name in model.metrics])
+    else:
         raise ConfigError(
-            f"`lossopt train` trains a SiameseNetwork or a TripletNetwork on RetrievalData; got {type(model).__name__} "
-            f"on {type(data).__name__}."
-        )
-    if data.images_per_class < 2 and model.needs_positives:
-        raise ConfigError(
-            f"images_per_class is {data.images_per_class}, but {type(model.loss_fn).__name__} needs positives: two or "
-            "more images of a class in a batch. Set data.init_args.images_per_class to 2 or more."
+            "`lossopt train` trains a SiameseNetwork or a TripletNetwork on RetrievalData, and an Autoencoder or a "
+            f"MultitaskNetwork on ShuffledData; got {type(model).__name__} on {type(data).__name__}."
         )
     _check_optimizer(model)
-    _check_retrieval(made)
     return _check_trainer(made)
 
 
-def _check_optimizer(model: EmbeddingNetwork) -> None:
+def _check_optimizer(model: TrainedNetwork) -> None:
     try:
         groups = model.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups
     except ValueError as refused:
@@ -60,10 +60,19 @@ def _check_optimizer(model: EmbeddingNetwork) -> None:
 
 
 def _check_retrieval(made: Namespace) -> None:
-    ks, monitor = made.retrieval.ks, made.checkpoint.monitor
+    model, data, ks = made.model, made.data, made.retrieval.ks
+    if data.images_per_class < 2 and model.needs_positives:
+        raise ConfigError(
+            f"images_per_class is {data.images_per_class}, but {type(model.loss_fn).__name__} needs positives: two or "
+            "more images of a class in a batch. Set data.init_args.images_per_class to 2 or more."
+        )
     if not ks or min(ks) < 1:
         raise ConfigError(f"retrieval.ks is {ks}; give one or more whole numbers of at least 1.")
     logged = [*(f"val/recall@{k}" for k in ks), "val/map@r", "val/effective_rank", "val/spread"]
+    _check_monitor(made.checkpoint.monitor, logged)
+
+
+def _check_monitor(monitor: str, logged: list[str]) -> None:
     if monitor not in logged:
         raise ConfigError(f"checkpoint.monitor is {monitor!r}; a validation logs {', '.join(logged)}.")
 
@@ -106,6 +115,9 @@ def check_data(made: Namespace) -> None:
         ConfigError: a loss with fewer classes than there are; a recall@k of more items than a query can find; a rule
             for groups where there are none; a memory for embeddings of another size; mining that can find nothing.
     """
+    if isinstance(made.model, ImageNetwork):
+        made.model.check_data(made.data.splits)
+        return
     classes = len(made.data.training_table().class_names)
     room = getattr(made.model.loss_fn, "num_classes", None)
     if isinstance(room, int) and room < classes:

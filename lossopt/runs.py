@@ -21,11 +21,11 @@ from lossopt.callbacks import rows_of
 from lossopt.checkpoints import CONFIG_KEY, DurableCheckpointIO
 from lossopt.data.dataset import LabelledImages, SquareImages
 from lossopt.data.folder import read_images
-from lossopt.data.module import RetrievalData, to_float
+from lossopt.data.module import ImageData, to_float
 from lossopt.data.omniglot import Omniglot, one_shot_runs
 from lossopt.durable import sha256, write_text
 from lossopt.errors import ConfigError, EvaluationError
-from lossopt.modules.embedding import EmbeddingNetwork
+from lossopt.modules.network import TrainedNetwork
 from lossopt.report.record import without_paths
 from lossopt.retrieval.embeddings import collected, embed, embedded
 from lossopt.retrieval.oneshot import OneShotResult, draw_runs, score_runs
@@ -149,8 +149,8 @@ def load_weights(model: torch.nn.Module, checkpoint: Path) -> None:
 class LoadedRun(NamedTuple):
     """A trained model, its data, and the checkpoint and configuration that they come from."""
 
-    model: EmbeddingNetwork
-    data: RetrievalData
+    model: TrainedNetwork
+    data: ImageData
     checkpoint: Path
     config: dict[str, Any]
 
@@ -270,13 +270,11 @@ def _embed_table(run: LoadedRun, table: LabelledImages, out: Path, origin: dict[
     return write_embeddings(out, _embedded(run.model, run.data, table, origin["split"]), rows_of(table), provenance)
 
 
-def _embedded(
-    model: EmbeddingNetwork, data: RetrievalData, table: LabelledImages, what: str | None
-) -> Iterator[np.ndarray]:
+def _embedded(model: TrainedNetwork, data: ImageData, table: LabelledImages, what: str | None) -> Iterator[np.ndarray]:
     """The embeddings of a table in batches of the run's size: every command sees the same numbers."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = (to_float(batch.images) for batch in data.pass_over(table))
-    return embedded(model.to(device), batches, len(table), device, f"embedding {what or 'images'}")
+    return embedded(model.embedder.to(device), batches, len(table), device, f"embedding {what or 'images'}")
 
 
 def one_shot(run: LoadedRun, drawn: int = 1_000, seed: int = 0) -> tuple[OneShotResult, OneShotResult]:
@@ -297,7 +295,7 @@ def one_shot(run: LoadedRun, drawn: int = 1_000, seed: int = 0) -> tuple[OneShot
     official = []
     for task in one_shot_runs(source.root, source.image_size):
         both = torch.cat([task.query, task.support])
-        vectors = embed(model.to(device), [to_float(both)], len(both), device)
+        vectors = embed(model.embedder.to(device), [to_float(both)], len(both), device)
         official.append((vectors[: len(task.query)], vectors[len(task.query) :], task.answers.numpy()))
     table = run.data.splits.test
     vectors = collected(_embedded(model, run.data, table, "test"), len(table))

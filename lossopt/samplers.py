@@ -1,4 +1,4 @@
-"""P classes x K images per batch: a pure function of (seed, epoch, rank, world size) and of what was mined.
+"""Which images make a batch: a pure function of (seed, epoch, rank, world size) and of what was mined.
 
 Letters: n images, c classes, P classes per batch, K images per class, a anchors, w mined negatives of each.
 """
@@ -210,6 +210,42 @@ class PKSampler(Sampler[list[int]]):
         candidates = np.concatenate([self.classes_of_group[group] for group in groups])
         chosen: list[int] = rng.permutation(candidates)[: self.group_classes].tolist()
         return chosen
+
+
+class ShuffledSampler(Sampler[list[int]]):
+    """Every row once an epoch, in an order drawn anew, as lists of row numbers; what fills no batch waits for its turn.
+
+    With several processes each rank takes every world_size-th row of the same batch.
+
+    Args:
+        rows: n, how many there are.
+        batch_size: rows of a batch, over all processes together.
+        seed: of the whole stream.
+        rank, world_size: this process and how many there are.
+
+    Raises:
+        ValueError: n rows fill no batch, or the processes cannot share one evenly.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        if not 1 <= batch_size <= rows:
+            raise ValueError(f"batch_size is {batch_size}; with {rows:,} images it must be 1 to {rows:,}.")
+        if batch_size % world_size:
+            raise ValueError(f"batch_size {batch_size} cannot be shared by {world_size} processes; take a multiple.")
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
+
+    def __len__(self) -> int:
+        return self.rows // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration deals the batches of this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start + self.rank : start + self.batch_size : self.world_size].tolist()
 
 
 class _Pile:

@@ -23,7 +23,14 @@ from pytorch_lightning.loggers import Logger
 
 from lossopt import config as configuration
 from lossopt import processes
-from lossopt.callbacks import FiniteGuard, RetrievalAtValidation, TrainingHealth
+from lossopt.callbacks import (
+    FiniteGuard,
+    RetrievalAtValidation,
+    ScoresAtValidation,
+    TrainingHealth,
+    scores_line,
+    scores_of,
+)
 from lossopt.checkpoints import (
     BEST,
     FOLDER,
@@ -35,6 +42,7 @@ from lossopt.checkpoints import (
 from lossopt.durable import run_lock, sha256, write_text
 from lossopt.errors import ConfigError, DataError
 from lossopt.mining import MiningRefresh
+from lossopt.modules.network import ImageNetwork
 from lossopt.preflight import check_data, check_settings, trainer_settings
 from lossopt.report.findings import Findings, examine
 from lossopt.report.logged import logged_galleries, logged_tables
@@ -145,9 +153,8 @@ def _fit(
 ) -> RunResult:
     model, data = made.model, made.data
     health = TrainingHealth(folder, say)
-    retrieval = _watch(made.retrieval, say, health)
     checkpoints = Checkpoints(folder, config, made.checkpoint.monitor, made.checkpoint.mode)
-    watching = [retrieval, health, FiniteGuard(folder, health), checkpoints]
+    watching = [_watch(made, say, health), health, FiniteGuard(folder, health), checkpoints]
     trainer = _trainer(made, config, folder, watching)
     try:
         if checkpoint is None:
@@ -165,9 +172,11 @@ def _fit(
         raise
 
 
-def _watch(
-    settings: Namespace, say: Callable[[str], None], health: TrainingHealth | None = None
-) -> RetrievalAtValidation:
+def _watch(made: Namespace, say: Callable[[str], None], health: TrainingHealth) -> pl.Callback:
+    """What tells, after every validation, how good the network is."""
+    if isinstance(made.model, ImageNetwork):
+        return ScoresAtValidation(say, health)
+    settings = made.retrieval
     return RetrievalAtValidation(settings.ks, settings.distance, settings.exclude, say, health)
 
 
@@ -193,34 +202,55 @@ def _measure(
         folder=folder,
         checkpoint=folder / FOLDER / BEST,
         epoch=best.epoch,
-        untrained=_retrieval_only(validations[0]),
-        validation=_retrieval_only(best.metrics),
+        untrained=_validation_only(validations[0]),
+        validation=_validation_only(best.metrics),
         test={},
         images=health.images,
         seconds=health.seconds,
         notes=health.close(trainer),
         peak_memory=peak_memory(),
     )
-    say(f"best       {as_line(result.validation)}  (epoch {result.epoch}, chosen by {monitor})")
+    itself = isinstance(made.model, ImageNetwork)
+    line = scores_line(result.validation) if itself else as_line(result.validation)
+    say(f"best       {line}  (epoch {result.epoch}, chosen by {monitor})")
     if made.retrieval.test:
         load_weights(made.model, result.checkpoint)
-        run = LoadedRun(made.model, made.data, result.checkpoint, config)
-        choose_threshold(run)
-        vectors = embed_split(run, "test", folder / EMBEDDINGS / "test")
-        found = evaluate_vectors(vectors, made.retrieval.ks, made.retrieval.distance, made.retrieval.exclude)
-        result.test.update({f"test/{name}": value for name, value in found.metrics.items()})
-        say(f"test       {as_line(result.test)}")
-        for logger in trainer.loggers:
-            logger.log_metrics(result.test, step=trainer.global_step)
-        write_queries(folder / QUERIES, query_figures(found, vectors))
-        if made.retrieval.report:
-            findings = examine(vectors, found, trained_on=made.data.splits.train.class_names)
-            table = made.data.splits.test
-            say(f"report     {write_run_report(folder, findings, table, made.data.splits)}")
-            _show(trainer.loggers, findings, TablePictures(table), trainer.global_step)
+        (_score if itself else _retrieve)(made, config, trainer, result, say)
     finish(trainer.loggers, {**result.validation, **result.test})
     write_text(folder / RESULTS, json.dumps(result.as_json(), indent=2))
     return result
+
+
+def _score(
+    made: Namespace, config: dict[str, Any], trainer: pl.Trainer, result: RunResult, say: Callable[[str], None]
+) -> None:
+    """The test split, by a network that scores itself."""
+    trainer.test(made.model, datamodule=made.data, verbose=False)
+    result.test.update(scores_of(trainer, "test/", made.model.metrics))
+    say(f"test       {scores_line(result.test)}")
+    for logger in trainer.loggers:
+        logger.log_metrics(result.test, step=trainer.global_step)
+
+
+def _retrieve(
+    made: Namespace, config: dict[str, Any], trainer: pl.Trainer, result: RunResult, say: Callable[[str], None]
+) -> None:
+    """The test split, searched; its report."""
+    folder = result.folder
+    run = LoadedRun(made.model, made.data, result.checkpoint, config)
+    choose_threshold(run)
+    vectors = embed_split(run, "test", folder / EMBEDDINGS / "test")
+    found = evaluate_vectors(vectors, made.retrieval.ks, made.retrieval.distance, made.retrieval.exclude)
+    result.test.update({f"test/{name}": value for name, value in found.metrics.items()})
+    say(f"test       {as_line(result.test)}")
+    for logger in trainer.loggers:
+        logger.log_metrics(result.test, step=trainer.global_step)
+    write_queries(folder / QUERIES, query_figures(found, vectors))
+    if made.retrieval.report:
+        findings = examine(vectors, found, trained_on=made.data.splits.train.class_names)
+        table = made.data.splits.test
+        say(f"report     {write_run_report(folder, findings, table, made.data.splits)}")
+        _show(trainer.loggers, findings, TablePictures(table), trainer.global_step)
 
 
 def _show(to: list[Logger], findings: Findings, pictures: Pictures, step: int) -> None:
@@ -234,8 +264,8 @@ def _trial(made: Namespace, config: dict[str, Any], say: Callable[[str], None]) 
     """`trainer.fast_dev_run`: a few batches through everything; nothing is kept."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        health, retrieval = TrainingHealth(), _watch(made.retrieval, lambda line: None)
-        trainer = _trainer(made, config, folder, [retrieval, health, FiniteGuard(folder)])
+        health = TrainingHealth()
+        trainer = _trainer(made, config, folder, [_watch(made, lambda line: None, health), health, FiniteGuard(folder)])
         trainer.fit(made.model, datamodule=made.data)
         processes.part(trainer)
         finish(trainer.loggers, {})
@@ -243,13 +273,14 @@ def _trial(made: Namespace, config: dict[str, Any], say: Callable[[str], None]) 
     return RunResult(folder, folder, 0, {}, {}, {}, health.images, 0.0, [])
 
 
-def _retrieval_only(row: dict[str, Any]) -> dict[str, float]:
+def _validation_only(row: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in row.items() if key.startswith("val/")}
 
 
 def _trainer(made: Namespace, config: dict[str, Any], folder: Path, watching: list[pl.Callback]) -> pl.Trainer:
     settings = trainer_settings(made)
-    mining = [MiningRefresh(made.data.mining)] if made.data.mining else []
+    mined = getattr(made.data, "mining", None)
+    mining = [MiningRefresh(mined)] if mined else []
     settings["callbacks"] = [*watching[:-1], *mining, *settings["callbacks"], watching[-1]]
     settings["plugins"].append(DurableCheckpointIO())
     group = f"{config['name']}-{config_hash(config, without=('seed',))}"

@@ -280,7 +280,7 @@ def bad_rows(rows, count=8):
     [
         (bad_rows([2]), bad_rows(range(8)), r"1 of 8 images hold a NaN or an infinity, first 12\.png"),
         (bad_rows([]), bad_rows([1, 5]), r"2 of 8 images become NaN, first 11\.png, 15\.png"),
-        (bad_rows([]), bad_rows([]), "the embeddings are finite, so the loss or its gradient overflowed"),
+        (bad_rows([]), bad_rows([]), "what the loss saw is finite, so the loss or its gradient overflowed"),
     ],
 )
 def test_non_finite_gradients_stop_the_run_name_the_images_and_stay_a_finding(tmp_path, images, embeddings, words):

@@ -182,8 +182,7 @@ class _Progress(pl.Callback):
             self._tell(trainer)
 
     def _tell(self, trainer: pl.Trainer) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        self.messages.send(trainer.global_step * data.classes_per_batch * data.images_per_class)
+        self.messages.send(trainer.global_step * trainer.datamodule.images_per_batch)  # type: ignore[attr-defined]
 
 
 def _end_with_the_command() -> None:

@@ -8,6 +8,7 @@ from lossopt.data.folder import Folder
 from lossopt.data.manifest import Manifest
 from lossopt.data.mnist import MNIST, FashionMNIST
 from lossopt.data.omniglot import Omniglot, OneShotRun, one_shot_runs
+from lossopt.data.shuffled import ShuffledData
 
 __all__ = [
     "CUB200",
@@ -26,6 +27,7 @@ __all__ = [
     "OnDisk",
     "OneShotRun",
     "Pixels",
+    "ShuffledData",
     "Splits",
     "StanfordOnlineProducts",
     "check_headers",

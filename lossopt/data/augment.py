@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lossopt.data.dataset import Batch
+
 
 class Augmentation(ABC):
     """Turns (b, c, h, w) float images in [0, 1] into others, using only the generator's randomness."""
@@ -18,6 +20,10 @@ class Augmentation(ABC):
     @abstractmethod
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """images: (b, c, h, w). Returns the changed images, on the same device."""
+
+    def of_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """A batch with its images changed; one that moves what the targets tell changes these, too."""
+        return batch._replace(images=self(batch.images, generator))
 
 
 class RandomAffine(Augmentation):

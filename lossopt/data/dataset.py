@@ -166,6 +166,7 @@ class Batch(NamedTuple):
     labels: (b,) int64.   ids: (b,) int64 row numbers in the table.
     seed: the random stream of this batch's augmentation, a function of (run seed, epoch, rank, step).
     groups: (b,) int64 positions in the table's `group_names`; None where the table has no groups.
+    targets: (b, t) float32, columns as in the table's `target_names`; None where the table has no targets.
     """
 
     images: Tensor
@@ -173,6 +174,7 @@ class Batch(NamedTuple):
     ids: Tensor
     seed: int
     groups: Tensor | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ class LabelledImages:
         group_names: one name per group.
         query: (n,) bool, rows that ask in an evaluation; None: all rows.
         gallery: (n,) bool, rows that are searched; None: all rows. A row in both never finds itself.
+        targets: (n, t) float32, what a regression is to predict, or None.
+        target_names: one name per column of `targets`, with its unit.
     """
 
     pixels: Pixels
@@ -198,11 +202,13 @@ class LabelledImages:
     group_names: tuple[str, ...] = ()
     query: Tensor | None = None
     gallery: Tensor | None = None
+    targets: Tensor | None = None
+    target_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.pixels)
         columns = {"labels": self.labels, "names": self.names, "groups": self.groups}
-        columns |= {"query": self.query, "gallery": self.gallery}
+        columns |= {"query": self.query, "gallery": self.gallery, "targets": self.targets}
         for name, column in columns.items():
             if column is not None and len(column) != n:
                 raise ValueError(f"{n} images, but {name} has {len(column)} entries; every column needs one per image.")
@@ -211,6 +217,9 @@ class LabelledImages:
                 f"labels run from {int(self.labels.min())} to {int(self.labels.max())}, but there are "
                 f"{len(self.class_names)} class names; a label is the position of its class name."
             )
+        width = 0 if self.targets is None else self.targets.shape[1]
+        if width != len(self.target_names):
+            raise ValueError(f"targets have {width} columns, but there are {len(self.target_names)} target_names.")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -219,7 +228,8 @@ class LabelledImages:
         """The images of `rows`, as stored: uint8, not augmented."""
         chosen = torch.as_tensor(rows, dtype=torch.int64)
         groups = None if self.groups is None else self.groups[chosen]
-        return Batch(self.pixels.read(chosen), self.labels[chosen], chosen, seed, groups)
+        targets = None if self.targets is None else self.targets[chosen]
+        return Batch(self.pixels.read(chosen), self.labels[chosen], chosen, seed, groups, targets)
 
     def paths(self) -> list[str] | None:
         """The absolute path of each image that has a file of its own, "" for the others; None: no image has one."""
@@ -243,12 +253,20 @@ class LabelledImages:
             groups=None if self.groups is None else self.groups[rows],
             query=None if self.query is None else self.query[rows],
             gallery=None if self.gallery is None else self.gallery[rows],
+            targets=None if self.targets is None else self.targets[rows],
         )
+
+    def numbered_as(self, class_names: tuple[str, ...]) -> "LabelledImages":
+        """The same table with labels that are positions in `class_names`; classes that are not there come after."""
+        names = tuple(dict.fromkeys((*class_names, *self.class_names)))
+        position = {name: number for number, name in enumerate(names)}
+        labels = torch.tensor([position[name] for name in self.class_names], dtype=torch.int64)[self.labels]
+        return replace(self, labels=labels, class_names=names)
 
     def with_rotations(self) -> "LabelledImages":
         """Four times the classes: each class turned by 90, 180 and 270 degrees is a class of its own.
 
-        The groups are turned with them, so that a batch of one group has one rotation.
+        The groups are turned with them, so that a batch of one group has one rotation. There are no targets then.
 
         Source: Vinyals et al. 2016, Matching Networks, section 4.1.1 (character classes of Omniglot).
         """
@@ -264,6 +282,8 @@ class LabelledImages:
             group_names=tuple(name + turn for turn in turned for name in self.group_names),
             query=None if self.query is None else self.query.repeat(4),
             gallery=None if self.gallery is None else self.gallery.repeat(4),
+            targets=None,
+            target_names=(),
         )
 
 

@@ -34,9 +34,12 @@ class MNIST:
             last 10,000; test is classes 5-9 of the 10,000 test images. "closed": all ten classes; train is the
             60,000 training images but the last `holdout`, which are the validation; in the test, the 10,000 test
             images are searched among all 60,000 training images (pytorch-metric-learning's "test against train").
+            "standard": as "closed", but the test is the 10,000 test images and nothing else; for networks that score
+            themselves. With holdout 0 they are the validation, too: right for repeating a published curve, wrong for
+            choosing anything.
         download: fetch the files (with checksums) when they are not there.
         image_size: side in pixels.
-        holdout: validation images of the closed split.
+        holdout: validation images of the closed and the standard split.
 
     Raises:
         ConfigError: an unknown split, or an impossible holdout.
@@ -61,15 +64,16 @@ class MNIST:
     def __init__(
         self,
         root: str | None = None,
-        split: Literal["disjoint", "closed"] = "disjoint",
+        split: Literal["disjoint", "closed", "standard"] = "disjoint",
         download: bool = False,
         image_size: int = 28,
         holdout: int = 5000,
     ) -> None:
-        if split not in ("disjoint", "closed"):
-            raise ConfigError(f"{self.title} has split disjoint or closed, not {split!r}.")
-        if not 0 < holdout < _TRAIN:
-            raise ConfigError(f"holdout is a number of training images, 1 to {_TRAIN - 1:,}; got {holdout}.")
+        if split not in ("disjoint", "closed", "standard"):
+            raise ConfigError(f"{self.title} has split disjoint, closed or standard, not {split!r}.")
+        least = 0 if split == "standard" else 1
+        if not least <= holdout < _TRAIN:
+            raise ConfigError(f"holdout is a number of training images, {least} to {_TRAIN - 1:,}; got {holdout}.")
         self.root, self.split, self.download = root, split, download
         self.image_size, self.holdout = image_size, holdout
 
@@ -81,6 +85,8 @@ class MNIST:
         ]
         folder = find_folder(self.title, self.root, self.layouts, list(_FILES), remotes, self.download)
         train, test = self._table(folder, "train"), self._table(folder, "t10k")
+        if self.split == "standard":
+            return self._standard(train, test)
         return self._disjoint(train, test) if self.split == "disjoint" else self._closed(train, test)
 
     def _disjoint(self, train: LabelledImages, test: LabelledImages) -> Splits:
@@ -103,6 +109,18 @@ class MNIST:
             f"{self.title}: closed set, all ten classes in training and test. Train: the first "
             f"{_TRAIN - self.holdout:,} training images; validation: the last {self.holdout:,}, among themselves; "
             f"test: the {_TEST:,} test images searched among all {_TRAIN:,} training images.",
+            class_disjoint=False,
+        )
+
+    def _standard(self, train: LabelledImages, test: LabelledImages) -> Splits:
+        kept = torch.arange(_TRAIN) < _TRAIN - self.holdout
+        last = f"the last {self.holdout:,} of the 60,000" if self.holdout else f"the {_TEST:,} test images themselves"
+        return Splits(
+            train.select(kept),
+            train.select(~kept) if self.holdout else test,
+            test,
+            f"{self.title}: all ten classes. Train: the first {_TRAIN - self.holdout:,} training images; validation: "
+            f"{last}; test: the {_TEST:,} test images.",
             class_disjoint=False,
         )
 

@@ -1,5 +1,6 @@
 """The LightningDataModule: one source, P x K batches to train on, plain passes to evaluate on."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,28 +13,137 @@ from lossopt.data.augment import Augmentation
 from lossopt.data.dataset import Batch, ImageSource, LabelledImages, Splits
 from lossopt.errors import ConfigError, DataError
 from lossopt.miners.whole_set import WholeSetMining
-from lossopt.samplers import PKSampler, SmallClasses
+from lossopt.samplers import PKSampler, ShuffledSampler, SmallClasses
 
 
-class RetrievalData(LightningDataModule):
-    """Everything between a data set and the batches of a metric-learning run.
+class ImageData(LightningDataModule):
+    """Interface of what lies between a data set and the batches of a run.
 
     Images travel as uint8; on the device they become float in [0, 1] and are augmented, a batch at a time.
 
     Args:
         source: the data set and its splits.
+        augment: applied in order to training batches only.
+        evaluation_batch_size: images looked at at once, where no gradient is needed.
+        workers: loader processes; 0 is right for data in memory, 2 or more for images on disk.
+        seed: of sampling and augmentation; None: the run's seed (`lossopt train` fills it in), else 0.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        augment: list[Augmentation] | None,
+        evaluation_batch_size: int,
+        workers: int,
+        seed: int | None,
+    ) -> None:
+        super().__init__()
+        at_least("evaluation_batch_size", evaluation_batch_size, 1)
+        at_least("workers", workers, 0)
+        self.source, self.augment, self.seed = source, augment or [], seed
+        self.evaluation_batch_size, self.workers = evaluation_batch_size, workers
+        self._splits: Splits | None = None
+
+    @property
+    def splits(self) -> Splits:
+        """The three tables; read on first use."""
+        if self._splits is None:
+            self._splits = self.source.splits()
+        return self._splits
+
+    @splits.setter
+    def splits(self, given: Splits | None) -> None:
+        """Tables that are there already, of an equal source; None: to be read."""
+        self._splits = given
+
+    @property
+    @abstractmethod
+    def images_per_batch(self) -> int:
+        """Of a training batch, over all processes together."""
+
+    @abstractmethod
+    def training_table(self) -> LabelledImages:
+        """The training images; a batch's ids are its rows."""
+
+    @abstractmethod
+    def batches(self) -> Sampler:
+        """Deals the training batches: (rows, seed) of each."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """A few lines for people: what is trained and evaluated on, and by which rule it was split."""
+
+    def setup(self, stage: str) -> None:
+        """Reads the data and checks that the batches can be made, before any training."""
+        for name in ("validation", "test"):
+            if not len(getattr(self.splits, name)):
+                raise DataError(f"The {name} split is empty. A run needs images that it is not trained on.")
+        if stage == "fit":
+            self.batches()
+
+    def sizes(self) -> list[str]:
+        """A line for each split."""
+        tables = {name: getattr(self.splits, name) for name in ("train", "validation", "test")}
+        return [
+            f"{name:<11}{len(table):>8,} images {len(table.class_names):>6,} classes" for name, table in tables.items()
+        ]
+
+    def train_dataloader(self) -> DataLoader:
+        """The training batches."""
+        return self._loader(self.training_table(), self.batches())
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation table from first row to last."""
+        return self.pass_over(self.splits.validation)
+
+    def test_dataloader(self) -> DataLoader:
+        """The test table from first row to last."""
+        return self.pass_over(self.splits.test)
+
+    def pass_over(self, table: LabelledImages, rows: Sequence[int] | np.ndarray | None = None) -> DataLoader:
+        """Every image of a table once, in order, or those of some rows; for evaluation."""
+        return self._loader(table, _InOrder(range(len(table)) if rows is None else rows, self.evaluation_batch_size))
+
+    def _loader(self, table: LabelledImages, batches: Sampler) -> DataLoader:
+        return DataLoader(
+            _Batches(table),
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed or 0),  # an iterator must not draw from the global one
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """uint8 to float in [0, 1]; training batches are augmented with the batch's own random stream."""
+        batch = batch._replace(images=to_float(batch.images))
+        if self.trainer is not None and self.trainer.training and self.augment:
+            generator = torch.Generator().manual_seed(batch.seed)
+            for augmentation in self.augment:
+                batch = augmentation.of_batch(batch, generator)
+        return batch
+
+
+def at_least(name: str, given: int | None, least: int) -> None:
+    """Raise ValueError if the argument of the data is given and below `least`."""
+    if given is not None and given < least:
+        raise ValueError(f"data.init_args.{name} is {given}; it must be {least} or more.")
+
+
+class RetrievalData(ImageData):
+    """Everything between a data set and the batches of a metric-learning run.
+
+    Args:
+        source, augment, evaluation_batch_size, workers, seed: as for `ImageData`.
         classes_per_batch: P; images_per_class: K. A batch is P x K images, over all processes together.
         batches_per_epoch: batches between two validations; None: about one pass over the training images.
-        augment: applied in order to training batches only.
         rotations_as_classes: quarter turns of a training class become classes of their own (four times the classes).
         group_classes: how many of the P classes come from `groups_per_batch` groups (one alphabet, one category).
         groups_per_batch: see `PKSampler`.
         small_classes: "refuse", "drop" or "repeat" classes with fewer than K images.
         mining: makes batches of classes that the network takes for each other, mined from the whole training set again
             and again while it trains; None: no mining.
-        evaluation_batch_size: images embedded at once, where no gradient is needed.
-        workers: loader processes; 0 is right for data in memory, 2 or more for images on disk.
-        seed: of sampling and augmentation; None: the run's seed (`lossopt train` fills it in), else 0.
 
     Raises:
         ConfigError: P, K or the groups do not fit the data. DataError: from the source. Both in `setup`.
@@ -55,34 +165,22 @@ class RetrievalData(LightningDataModule):
         seed: int | None = None,
         mining: WholeSetMining | None = None,
     ) -> None:
-        super().__init__()
-        for name, given, least in (
-            ("batches_per_epoch", batches_per_epoch, 1),
-            ("evaluation_batch_size", evaluation_batch_size, 1),
-            ("workers", workers, 0),
-        ):
-            if given is not None and given < least:
-                raise ValueError(f"data.init_args.{name} is {given}; it must be {least} or more.")
-        self.source, self.augment, self.seed = source, augment or [], seed
+        super().__init__(source, augment, evaluation_batch_size, workers, seed)
+        at_least("batches_per_epoch", batches_per_epoch, 1)
         self.classes_per_batch, self.images_per_class = classes_per_batch, images_per_class
         self.batches_per_epoch, self.rotations_as_classes = batches_per_epoch, rotations_as_classes
         self.group_classes, self.groups_per_batch = group_classes, groups_per_batch
-        self.small_classes, self.workers, self.mining = small_classes, workers, mining
-        self.evaluation_batch_size = evaluation_batch_size
-        self._splits: Splits | None = None
+        self.small_classes, self.mining = small_classes, mining
         self._sampler: PKSampler | None = None
 
     @property
-    def splits(self) -> Splits:
-        """The three tables; read on first use."""
-        if self._splits is None:
-            self._splits = self.source.splits()
-        return self._splits
+    def images_per_batch(self) -> int:
+        """P x K."""
+        return self.classes_per_batch * self.images_per_class
 
-    @splits.setter
-    def splits(self, given: Splits | None) -> None:
-        """Tables that are there already, of an equal source; None: to be read."""
-        self._splits = given
+    def batches(self) -> "SeededBatches":
+        """P x K."""
+        return SeededBatches(self.sampler)
 
     @property
     def sampler(self) -> PKSampler:
@@ -122,20 +220,9 @@ class RetrievalData(LightningDataModule):
         train = self.splits.train
         return train.with_rotations() if self.rotations_as_classes else train
 
-    def setup(self, stage: str) -> None:
-        """Reads the data and checks that the batches can be made, before any training."""
-        for name in ("validation", "test"):
-            if not len(getattr(self.splits, name)):
-                raise DataError(f"The {name} split is empty. A run needs images that it is not trained on.")
-        if stage == "fit":
-            _ = self.sampler
-
     def describe(self) -> str:
         """A few lines for people: what is trained and evaluated on, and by which rule it was split."""
-        lines = [self.splits.description]
-        for name in ("train", "validation", "test"):
-            table: LabelledImages = getattr(self.splits, name)
-            lines.append(f"{name:<11}{len(table):>8,} images {len(table.class_names):>6,} classes")
+        lines = [self.splits.description, *self.sizes()]
         sampler = self.sampler
         lines.append(
             f"batches    {self.classes_per_batch} classes x {self.images_per_class} images, {len(sampler)} per epoch"
@@ -152,41 +239,9 @@ class RetrievalData(LightningDataModule):
             lines.append(f"           {sampler.left_out} classes left out of training: too few images to form pairs")
         return "\n".join(lines)
 
-    def train_dataloader(self) -> DataLoader:
-        """P x K batches."""
-        return self._loader(self.training_table(), _SeededBatches(self.sampler))
-
-    def val_dataloader(self) -> DataLoader:
-        """The validation table from first row to last."""
-        return self.pass_over(self.splits.validation)
-
     def predict_dataloader(self) -> DataLoader:
         """The test table from first row to last: `trainer.predict` embeds it."""
         return self.pass_over(self.splits.test)
-
-    def pass_over(self, table: LabelledImages, rows: Sequence[int] | np.ndarray | None = None) -> DataLoader:
-        """Every image of a table once, in order, or those of some rows; for evaluation."""
-        return self._loader(table, _InOrder(range(len(table)) if rows is None else rows, self.evaluation_batch_size))
-
-    def _loader(self, table: LabelledImages, batches: Sampler) -> DataLoader:
-        return DataLoader(
-            _Batches(table),
-            sampler=batches,
-            batch_size=None,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed or 0),  # an iterator must not draw from the global one
-        )
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """uint8 to float in [0, 1]; training batches are augmented with the batch's own random stream."""
-        images = to_float(batch.images)
-        if self.trainer is not None and self.trainer.training and self.augment:
-            generator = torch.Generator().manual_seed(batch.seed)
-            for augmentation in self.augment:
-                images = augmentation(images, generator)
-        return batch._replace(images=images)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -205,10 +260,10 @@ class _Batches(Dataset):
         return self.table.batch(rows, seed)
 
 
-class _SeededBatches(Sampler):
-    """The batches of a P x K sampler, each with a seed that is a function of (seed, epoch, step, rank)."""
+class SeededBatches(Sampler):
+    """The batches of a sampler, each with a seed that is a function of (seed, epoch, step, rank)."""
 
-    def __init__(self, batches: PKSampler) -> None:
+    def __init__(self, batches: PKSampler | ShuffledSampler) -> None:
         self.batches = batches
 
     def __len__(self) -> int:

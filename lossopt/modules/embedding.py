@@ -4,13 +4,11 @@ Letters: b images of this process's batch, n images of all processes' batches, d
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from lossopt.data.dataset import Batch
 from lossopt.errors import ConfigError
@@ -19,7 +17,7 @@ from lossopt.miners.agreement import check_agreement, needs_positives
 from lossopt.miners.in_batch import InBatchMiner
 from lossopt.modules.chunks import embed_in_chunks
 from lossopt.modules.gather import WholeBatch, check_equal_batches, gather_batch, process_count
-from lossopt.schedules import WarmupDecay
+from lossopt.modules.network import TrainedNetwork
 
 
 class StepRecord(NamedTuple):
@@ -37,8 +35,13 @@ class StepRecord(NamedTuple):
     own: int
     tuples: int | None
 
+    @property
+    def outputs(self) -> Tensor:
+        """What the loss saw: the embeddings."""
+        return self.embeddings
 
-class EmbeddingNetwork(LightningModule):
+
+class EmbeddingNetwork(TrainedNetwork):
     """One encoder with shared weights for every image of a batch; the loss compares its embeddings.
 
     Args:
@@ -73,7 +76,7 @@ class EmbeddingNetwork(LightningModule):
         channels_last: bool = True,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_scheduler)
         check_agreement(type(self).__name__, self.compares, loss_fn, miner)
         if chunk_size is not None and chunk_size < 1:
             raise ConfigError(
@@ -89,13 +92,17 @@ class EmbeddingNetwork(LightningModule):
         self.encoder = encoder.to(memory_format=layout)
         self.layout = layout
         self.loss_fn, self.miner, self.chunk_size = loss_fn, miner, chunk_size
-        self.make_optimizer, self.make_schedule = optimizer, lr_scheduler
         self.last_step: StepRecord | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (b, c, h, w) float in [0, 1]. Returns (b, d) float32, or float64 from a network of that type."""
         embeddings: Tensor = self.encoder(images.to(self.dtype, memory_format=self.layout))
         return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+
+    @property
+    def embedder(self) -> nn.Module:
+        """The network itself."""
+        return self
 
     @property
     def needs_positives(self) -> bool:
@@ -139,17 +146,3 @@ class EmbeddingNetwork(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(b, d) embeddings, as in validation."""
         return self.validation_step(batch, batch_idx)
-
-    def configure_optimizers(self) -> Any:
-        """The optimiser, and the schedule stepped as its kind wants it: per step or per epoch."""
-        optimizer = self.make_optimizer(self.parameters())
-        if self.make_schedule is None:
-            return optimizer
-        scheduler = self.make_schedule(optimizer)
-        if isinstance(scheduler, WarmupDecay):
-            scheduler.total_steps = self.trainer.estimated_stepping_batches
-        per_step = isinstance(scheduler, WarmupDecay | OneCycleLR | CyclicLR)
-        settings = {"scheduler": scheduler, "interval": "step" if per_step else "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            settings["monitor"] = getattr(scheduler, "monitor", "val/map@r")
-        return {"optimizer": optimizer, "lr_scheduler": settings}
