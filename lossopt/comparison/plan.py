@@ -89,24 +89,40 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ConfigError: there is no such file, it is not YAML, or an entry is unknown, missing or out of its bounds.
     """
-    content = _read(path)
-    known = [own.name for own in fields(Plan) if own.name != "path"]
-    for key in content:
-        if key not in known:
-            raise ConfigError(f"{path}: there is no {key!r} in a plan{nearest(str(key), known)}")
-    for key in ("base", "variants", "seeds", "images"):
-        if key not in content:
-            raise ConfigError(f"{path}: a plan needs {key!r}. It has {', '.join(map(repr, content)) or 'nothing'}.")
-    checked = {key: check(content[key], key) for key, check in _checks(path).items() if key in content}
-    checked = {"name": path.stem} | checked
-    if content.get("tuning") is not None:
-        checked["tuning"] = check_tuning(content["tuning"], list(checked["variants"]), checked["seeds"])
+    checked = read_entries(path, [own.name for own in fields(Plan)], ("base", "variants", "seeds", "images"), 2)
+    if checked.get("tuning") is not None:
+        checked["tuning"] = check_tuning(checked["tuning"], list(checked["variants"]), checked["seeds"])
     for reserved in set(_RESERVED) & {one.replace(" ", "-").lower() for one in checked["variants"]}:
         raise ConfigError(f"{path}: no variant can be called {reserved!r}; the table has a row of that name anyway.")
     _refuse_own_keys(path, checked.get("set", {}), "set")
     for name, changed in checked["variants"].items():
         _refuse_own_keys(path, changed, f"variant {name!r}")
     return Plan(path=path, **checked)
+
+
+def read_entries(path: Path, known: Sequence[str], needed: Sequence[str], least_seeds: int) -> dict[str, Any]:
+    """The entries of a YAML file, each checked by its name; `name` is the file's where it has none.
+
+    Args:
+        path: of the file.
+        known: names that it may have, besides "path".
+        needed: names that it must have.
+        least_seeds: fewer are refused.
+
+    Raises:
+        ConfigError: as `read_plan`.
+    """
+    content = _read(path)
+    known = [name for name in known if name != "path"]
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"{path}: there is no {key!r} in a plan{nearest(str(key), known)}")
+    for key in needed:
+        if key not in content:
+            raise ConfigError(f"{path}: a plan needs {key!r}. It has {', '.join(map(repr, content)) or 'nothing'}.")
+    checks = _checks(path, least_seeds)
+    checked = {key: checks[key](value, key) if key in checks else value for key, value in content.items()}
+    return {"name": path.stem} | checked
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -136,7 +152,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _checks(path: Path) -> dict[str, Callable[[Any, str], Any]]:
+def _checks(path: Path, least_seeds: int) -> dict[str, Callable[[Any, str], Any]]:
     """How each entry is checked and brought into its type."""
     whole, text = partial(_whole, path), partial(_text, path)
     return {
@@ -144,7 +160,7 @@ def _checks(path: Path) -> dict[str, Callable[[Any, str], Any]]:
         "base": partial(_base, path),
         "set": partial(_changes, path),
         "variants": partial(_variants, path),
-        "seeds": partial(_seeds, path),
+        "seeds": partial(_seeds, path, least_seeds),
         "images": whole,
         "validations": whole,
         "metric": text,
@@ -210,7 +226,7 @@ def _variants(path: Path, value: Any, key: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _seeds(path: Path, value: Any, key: str) -> list[int]:
+def _seeds(path: Path, least: int, value: Any, key: str) -> list[int]:
     seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(seeds, list) or any(type(s) is not int or not 0 <= s <= _LAST_SEED for s in seeds):
         raise ConfigError(
@@ -218,10 +234,12 @@ def _seeds(path: Path, value: Any, key: str) -> list[int]:
         )
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"{path}: {key} is {_short(value)}; each may be there once.")
-    if len(seeds) < 2:
+    if len(seeds) < least:
         raise ConfigError(
             f"{path}: {key} is {_short(value)}, but one run of each variant cannot tell a difference from chance. Give "
             "2 or more for intervals, 8 or more for a verdict, such as seeds: 10."
+            if least > 1
+            else f"{path}: {key} is {_short(value)}; give one or more."
         )
     return seeds
 

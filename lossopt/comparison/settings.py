@@ -113,15 +113,7 @@ def _even_budget(plan: Plan, variants: Sequence[Variant]) -> int:
 
 
 def _variant(plan: Plan, name: str, changed: Mapping[str, Any]) -> Variant:
-    unknown: list[str] = []
-    try:
-        config = resolved(parse([f"--config={file}" for file in plan.base]))
-        for changes in (plan.set, changed):
-            for key, value in changes.items():
-                _put(config, key.split("."), value, unknown)
-        config = resolved(parse([], config))
-    except ConfigError as wrong:
-        raise ConfigError(f"{plan.path}, variant {name!r}: {unknown[0] if unknown else wrong}") from wrong
+    config = changed_config(plan.base, (plan.set, changed), f"{plan.path}, variant {name!r}")
     config = with_budget(config, plan.images, plan.validations, f"{plan.path}, variant {name!r}")
     config["name"], config["output"] = f"{plan.name}/{name.replace(' ', '-')}", str(plan.output)
     config["seed"], config["data"]["init_args"]["seed"] = 0, None  # the run's seed is that of its data, too
@@ -132,6 +124,23 @@ def _variant(plan: Plan, name: str, changed: Mapping[str, Any]) -> Variant:
         "random miner" if _class_path(config["model"]["init_args"].get("miner")) in RANDOM_MINERS else "variant"
     )
     return Variant(name, role, dict(changed), config)
+
+
+def changed_config(base: Sequence[Path], changes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    """The resolved configuration of some files with dotted keys put into it; a class named there begins anew.
+
+    Raises:
+        ConfigError: a key or value does not fit; the message begins with `where`.
+    """
+    unknown: list[str] = []
+    try:
+        config = resolved(parse([f"--config={file}" for file in base]))
+        for one in changes:
+            for key, value in one.items():
+                _put(config, key.split("."), value, unknown)
+        return resolved(parse([], config))
+    except ConfigError as wrong:
+        raise ConfigError(f"{where}: {unknown[0] if unknown else wrong}") from wrong
 
 
 def with_budget(config: Mapping[str, Any], images: int, validations: int, where: str) -> dict[str, Any]:

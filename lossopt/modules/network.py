@@ -41,7 +41,7 @@ class TrainedNetwork(LightningModule):
             ConfigError: this network has no embeddings.
         """
         raise ConfigError(
-            f"A {type(self).__name__} has no embeddings to search. Give a run of a SiameseNetwork or a TripletNetwork, "
+            f"{type(self).__name__} has no embeddings to search. Give a run of a SiameseNetwork or a TripletNetwork, "
             "or of a network with an embedding."
         )
 
