@@ -1,0 +1,119 @@
+"""What a grid of classifiers found: accuracy epoch by epoch, beside curves that others have published."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from lossopt.lab.grid import Outcome
+
+ACCURACY = "val/accuracy"
+EPOCHS = (1, 2, 5, 10)  # those that are listed, as far as the runs go
+# Test accuracy by epoch, mean and standard deviation of 10 seeds: Schneider, Balles & Hennig 2019, DeepOBS, ICLR, the
+# raw logs of their baselines for fmnist_2c2d (SGD with learning rate 0.158, Adam with 2.5e-4).
+DEEPOBS = {
+    "SGD": {1: (0.8545, 0.012), 2: (0.8754, 0.009), 5: (0.8956, 0.007), 10: (0.9024, 0.007)},
+    "Adam": {1: (0.8526, 0.006), 2: (0.8761, 0.003), 5: (0.8967, 0.004), 10: (0.9099, 0.004)},
+}
+
+
+class AtEpoch(NamedTuple):
+    """Accuracy after an epoch, in [0, 1]. values: of each seed. published: (mean, deviation), or None."""
+
+    epoch: int
+    values: tuple[float, ...]
+    published: tuple[float, float] | None
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds."""
+        return mean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds; None with one."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def apart(self) -> float | None:
+        """From the published mean, in published standard deviations; None where nothing is published."""
+        return None if self.published is None else (self.mean - self.published[0]) / self.published[1]
+
+
+class Classifier(NamedTuple):
+    """One variant. curve: every epoch. listed: those of `EPOCHS`. seconds: of an epoch, its validation included.
+
+    seeds: runs that ended well. failed: what ended the others. faults: what the health watch named, with how often.
+    """
+
+    name: str
+    curve: tuple[AtEpoch, ...]
+    listed: tuple[AtEpoch, ...]
+    seconds: float
+    seeds: int
+    failed: tuple[str, ...]
+    faults: Mapping[str, int]
+
+
+def classifiers(
+    outcomes: Sequence[Outcome], published: Mapping[str, Mapping[int, tuple[float, float]]]
+) -> list[Classifier]:
+    """One row for each variant, in the order of the grid.
+
+    Args:
+        outcomes: of networks that log `val/accuracy`.
+        published: variant to epoch to (mean, deviation).
+    """
+    return [
+        _classifier(name, [one for one in outcomes if one.variant == name], published.get(name, {}))
+        for name in dict.fromkeys(one.variant for one in outcomes)
+    ]
+
+
+def _classifier(name: str, runs: Sequence[Outcome], published: Mapping[int, tuple[float, float]]) -> Classifier:
+    ended = [one for one in runs if one.result is not None]
+    curves = [dict(one.curve(ACCURACY)) for one in ended]
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    curve = tuple(AtEpoch(epoch, tuple(one[epoch] for one in curves), published.get(epoch)) for epoch in epochs)
+    kinds = [finding.kind for one in runs for finding in one.health]
+    return Classifier(
+        name,
+        curve,
+        tuple(one for one in curve if one.epoch in EPOCHS),
+        mean(one.result.seconds / max(epochs[-1], 1) for one in ended if one.result) if epochs else math.nan,
+        len(ended),
+        tuple(one.failure or "" for one in runs if one.result is None),
+        {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+    )
+
+
+def as_markdown(rows: Sequence[Classifier]) -> str:
+    """A table of accuracies in per cent, mean ± deviation over seeds, with the published figures below each."""
+    epochs = sorted({one.epoch for row in rows for one in row.listed})
+    lines = [
+        "| | " + " | ".join(f"epoch {epoch}" for epoch in epochs) + " | s per epoch |",
+        "|---" * (len(epochs) + 2) + "|",
+    ]
+    for row in rows:
+        found = {one.epoch: one for one in row.listed}
+        cells = [_cell(found[epoch]) if epoch in found else "" for epoch in epochs]
+        lines.append(f"| {row.name}, {row.seeds} seeds | {' | '.join(cells)} | {row.seconds:.0f} |")
+        told = [_published(found[epoch]) if epoch in found else "" for epoch in epochs]
+        if any(told):
+            lines.append(f"| published, 10 seeds | {' | '.join(told)} | |")
+        lines += [f"| {row.name}: {why} |" + " |" * (len(epochs) + 1) for why in row.failed]
+        lines += [
+            f"| {row.name}: {kind}, {count} runs |" + " |" * (len(epochs) + 1) for kind, count in row.faults.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(one: AtEpoch) -> str:
+    spread = "" if one.deviation is None else f" ± {100 * one.deviation:.2f}"
+    return f"{100 * one.mean:.2f}{spread}"
+
+
+def _published(one: AtEpoch) -> str:
+    if one.published is None or one.apart is None:
+        return ""
+    return f"{100 * one.published[0]:.2f} ± {100 * one.published[1]:.1f} ({one.apart:+.1f} of them apart)"
