@@ -4,6 +4,7 @@ Every encoder standardises its input itself, so that its weights and its preproc
 Letters: b batch, c channels, h height, w width, d embedding.
 """
 
+import copy
 import difflib
 from collections.abc import Sequence
 from functools import partial
@@ -79,13 +80,13 @@ class Encoder(nn.Module):
         return F.normalize(embeddings) if self.normalize else embeddings
 
 
-def _conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+def _conv_block(channels_in: int, channels_out: int, stride: int = 1, pool: bool = True) -> nn.Sequential:
+    layers = [
+        nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-    )
+    ]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
 
 class Conv4(Encoder):
@@ -167,6 +168,130 @@ class SmallResNet(Encoder):
             layers.append(_ResidualBlock(before, width, stride=1 if number == 0 else 2))
             layers += [_ResidualBlock(width, width, stride=1) for _ in range(blocks - 1)]
         super().__init__(nn.Sequential(*layers), stages[-1], embedding_size, normalize, pooling, channels)
+
+
+class Conv2(Encoder):
+    """Two 5x5 convolutions, each with ReLU and 2x2 maximum, then a dense layer with ReLU: DeepOBS's 2c2d but its head.
+
+    Weights begin from a normal distribution of standard deviation 0.05, cut off at two of them, and biases at 0.05.
+
+    Args:
+        embedding_size: d; 0: the dense layer's own numbers.
+        normalize: scale every embedding to length 1.
+        channels: of the images.
+        image_size: side in pixels, a multiple of 4.
+        width: units of the dense layer.
+
+    Source: Schneider, Balles & Hennig 2019, DeepOBS, ICLR (`net_mnist_2c2d`).
+    """
+
+    def __init__(
+        self,
+        embedding_size: int = 0,
+        normalize: bool = False,
+        channels: int = 1,
+        image_size: int = 28,
+        width: int = 1024,
+    ) -> None:
+        if image_size < 4 or image_size % 4:
+            raise ValueError(f"Conv2 halves the image twice: image_size must be a multiple of 4, got {image_size}.")
+        trunk = nn.Sequential(
+            *(nn.Conv2d(channels, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(64 * (image_size // 4) ** 2, width), nn.ReLU(), nn.Unflatten(1, (width, 1, 1))),
+        )
+        super().__init__(trunk, width, embedding_size, normalize, channels=channels)
+        self.apply(truncated_normal)
+
+
+def truncated_normal(layer: nn.Module) -> None:
+    """The beginning of DeepOBS's networks: weights normal with deviation 0.05, cut at two of them; biases 0.05."""
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(layer.weight, std=0.05, a=-0.1, b=0.1)
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, 0.05)
+
+
+class ConvGrid(Encoder):
+    """A small network that keeps places apart: no pooling at the end, but a dense layer over the whole grid of maps.
+
+    A 3x3 convolution with stride 2 and a 2x2 maximum; then one convolution for each further width, and a last one of
+    the same width. All have batch norm and ReLU; the second and the last end in a 2x2 maximum, so that 80 pixels become
+    a grid of 5 x 5. For what asks where something is, and not only what.
+
+    Args:
+        embedding_size: d, 1 or more.
+        normalize: scale every embedding to length 1.
+        channels: of the images.
+        image_size: side in pixels, a multiple of 16.
+        widths: channels; None: 32, 64, 96.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int = 128,
+        normalize: bool = False,
+        channels: int = 3,
+        image_size: int = 80,
+        widths: list[int] | None = None,
+    ) -> None:
+        sizes = widths or [32, 64, 96]
+        if image_size < 16 or image_size % 16:
+            raise ValueError(f"ConvGrid halves the image four times: image_size is a multiple of 16, not {image_size}.")
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"ConvGrid needs two or more widths of 1 or more, got {sizes}.")
+        layers = [_conv_block(channels, sizes[0], stride=2), _conv_block(sizes[0], sizes[1])]
+        layers += [_conv_block(before, width, pool=False) for before, width in pairwise(sizes[1:])]
+        grid = sizes[-1] * (image_size // 16) ** 2
+        layers += [_conv_block(sizes[-1], sizes[-1]), nn.Sequential(nn.Flatten(), nn.Unflatten(1, (grid, 1, 1)))]
+        super().__init__(nn.Sequential(*layers), grid, embedding_size, normalize, channels=channels)
+
+
+class DenseEncoder(Encoder):
+    """Fully connected layers for small images: each with batch norm and an activation, then the projection.
+
+    Args:
+        embedding_size: d.
+        widths: units of each hidden layer; None: 1000, 500, 250.
+        image_size: side of the images in pixels.
+        channels: of the images.
+        activation: after each hidden layer; None: SiLU. Each layer gets a copy of its own.
+        batch_norm: normalise each hidden layer over the batch. Without it deep stacks start very slowly.
+        normalize: scale every embedding to length 1; an autoencoder's code is left as it is.
+
+    Source: the shape is that of Hinton & Salakhutdinov 2006, Science 313; batch norm and SiLU came later.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int = 30,
+        widths: list[int] | None = None,
+        image_size: int = 28,
+        channels: int = 1,
+        activation: nn.Module | None = None,
+        batch_norm: bool = True,
+        normalize: bool = False,
+    ) -> None:
+        sizes = [channels * image_size**2, *(widths or [1000, 500, 250])]
+        layers = dense_layers(sizes, activation or nn.SiLU(), batch_norm)
+        trunk = nn.Sequential(nn.Flatten(), *layers, nn.Unflatten(1, (sizes[-1], 1, 1)))
+        super().__init__(trunk, sizes[-1], embedding_size, normalize, channels=channels)
+
+
+def dense_layers(sizes: Sequence[int], activation: nn.Module, batch_norm: bool) -> list[nn.Module]:
+    """Linear layers from each size to the next, each followed by batch norm, if asked for, and a copy of `activation`.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    if min(sizes) < 1:
+        raise ValueError(f"Every layer needs 1 unit or more, got {list(sizes)}.")
+    layers: list[nn.Module] = []
+    for before, width in pairwise(sizes):
+        layers.append(nn.Linear(before, width, bias=not batch_norm))
+        layers += [nn.BatchNorm1d(width)] if batch_norm else []
+        layers.append(copy.deepcopy(activation))
+    return layers
 
 
 class TorchvisionEncoder(Encoder):

@@ -17,10 +17,12 @@ FILES = sorted(ROOT.rglob("*.py"))
 # what a room may import of lossopt, besides itself; a room that is not named here may import everything
 MAY_IMPORT = {
     "errors": set(),
+    "activations": set(),
     "losses": set(),
     "samplers": set(),
     "schedules": set(),
     "encoders": set(),
+    "decoders": {"encoders"},
     "retrieval.metrics": set(),
     "retrieval": {"errors", "durable"},
     "miners": {"durable", "losses", "errors", "retrieval"},
@@ -30,7 +32,7 @@ MAY_IMPORT = {
     "processes": {"errors"},
     "signals": {"errors", "processes"},
     "data": {"errors", "miners", "samplers"},
-    "modules": {"data", "miners", "schedules", "losses", "errors"},
+    "modules": {"data", "decoders", "durable", "errors", "health", "losses", "miners", "retrieval", "schedules"},
     "callbacks": {"data", "durable", "errors", "health", "modules", "retrieval", "tracking"},
     "health": {"errors"},
     "mining": {"callbacks", "data", "errors", "health", "miners", "retrieval", "samplers"},
@@ -44,7 +46,7 @@ MAY_IMPORT = {
     "comparison.result": {"health"},
     "comparison.conclusion": {"comparison"},
     "comparison.text": {"comparison"},
-    "report": {"checkpoints", "comparison", "data", "durable", "errors", "health", "retrieval", "tracking"},
+    "report": {"checkpoints", "comparison", "data", "durable", "errors", "health", "lab", "retrieval", "tracking"},
     "runs": {
         *("callbacks", "checkpoints", "config", "data", "durable", "errors", "modules", "report", "retrieval"),
         "tracking",

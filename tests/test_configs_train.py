@@ -8,9 +8,13 @@ from PIL import Image
 from scipy.io import savemat
 
 from lossopt.cli import main
+from lossopt.lab.grid import check, read_grid, tasks_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-REAL = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "omniglot" in path.stem or "mnist" in path.stem)
+SCORED = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "ShuffledData" in path.read_text())  # score themselves
+NAMED = {path.stem for path in CONFIGS.glob("*.yaml") if "omniglot" in path.stem or "mnist" in path.stem}
+REAL = sorted(NAMED - set(SCORED))
+GRIDS = sorted(path.stem for path in (CONFIGS / "lab").glob("*.yaml"))
 DATA, SOURCE = "--data.init_args", "--data.init_args.source.init_args"
 SHORT = ["--trainer.max_epochs", "1", f"{DATA}.batches_per_epoch", "2", "--trainer.log_every_n_steps", "1"]
 TINY = [f"{SOURCE}.image_size", "32", "--model.init_args.encoder.init_args.name", "resnet18", f"{DATA}.workers", "1"]
@@ -114,6 +118,21 @@ def test_a_config_for_real_data_trains(name, data_root, capsys):
     assert "untrained  recall@1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", SCORED)
+def test_a_config_of_a_network_that_scores_itself_trains(name, data_root, capsys):
+    few = [f"--trainer.limit_{part}_batches" for part in ("train", "val")]
+    words = ["train", "--config", str(CONFIGS / f"{name}.yaml"), few[0], "2", few[1], "2", "--trainer.max_epochs", "1"]
+    assert main([*words, f"{SOURCE}.root", str(data_root), "--retrieval.test", "false"]) == 0, capsys.readouterr().err
+    assert "untrained  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_variant_of_a_grid_could_train(name, data_root, monkeypatch):
+    monkeypatch.setenv("LOSSOPT_DATA", str(data_root))
+    grid = read_grid(CONFIGS / "lab" / f"{name}.yaml")
+    check(grid, tasks_of(grid))
+
+
 def test_no_config_is_left_out():
-    here = {"folder", "manifest", "cub200", "cars196", "stanford_online_products", "inshop", "quickstart", *REAL}
-    assert here == {path.stem for path in CONFIGS.glob("*.yaml")}
+    here = {"folder", "manifest", "cub200", "cars196", "stanford_online_products", "inshop", "quickstart"}
+    assert here | {*REAL, *SCORED} == {path.stem for path in CONFIGS.glob("*.yaml")}

@@ -155,13 +155,19 @@ def contrastive_loss(distance: Tensor, same: Tensor, margin: float) -> Tensor:
     Returns:
         (p,) one loss per pair. The caller reduces, so that it can also count the active ones.
 
-    Source: Hadsell, Chopra & LeCun 2006, CVPR, eq. 4, whose Y is 1 for *different* classes.
+    A pair of different classes at the margin or beyond costs nothing and is not pushed; nor are two equal rows, which
+    cost margin²/2, for there is no direction to push them in.
+
+    Source: Hadsell, Chopra & LeCun 2006, CVPR, eq. 4, whose Y is 0 for similar pairs (`same`), 1 for different ones.
     """
     return torch.where(same, distance, F.relu(margin - distance)).square() / 2
 
 
 def hinge_embedding_loss(distance: Tensor, same: Tensor, margin: float) -> Tensor:
-    """d for the same class, max(0, margin - d) for different ones: distance (p,), same (p,) bool -> (p,).
+    """The L1 hinge of courses: d for the same class, max(0, margin - d) for different ones.
+
+    distance (p,) >= 0, same (p,) bool -> (p,). Same-class pairs are pulled with one strength, however near; different
+    ones at the margin or beyond cost nothing.
 
     Source: torch.nn.HingeEmbeddingLoss, with its y = 1 where `same`.
     """
@@ -170,6 +176,9 @@ def hinge_embedding_loss(distance: Tensor, same: Tensor, margin: float) -> Tenso
 
 def cosine_embedding_loss(distance: Tensor, same: Tensor, margin: float) -> Tensor:
     """1 - cos for the same class, max(0, cos - margin) for different ones, of `distance` = 1 - cos: (p,), (p,) -> (p,).
+
+    Lengths do not count, and a zero row has cosine 0 with every row. Equal and opposite rows have no gradient: the
+    cosine is flat there.
 
     Source: torch.nn.CosineEmbeddingLoss, with its y = 1 where `same`.
     """

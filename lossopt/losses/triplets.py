@@ -30,6 +30,9 @@ _FEW = 32  # up to so many positives, comparing with each is faster than searchi
 def triplet_loss(to_positive: Tensor, to_negative: Tensor, margin: float) -> Tensor:
     """max(0, d(a,p) - d(a,n) + margin): (t,), (t,) -> (t,), margin in the units of the distances.
 
+    A negative that is farther than the positive by the margin or more costs nothing and has no gradient; a collapsed
+    network, whose distances are all equal, pays the margin.
+
     Source: Schroff, Kalenichenko & Philbin 2015, CVPR, eq. 3 (squared distances there); with graded relevance instead
     of classes it is the hinge of Wang et al. 2014, CVPR, eq. 3, whose gap g is the margin.
     """
@@ -267,6 +270,8 @@ def _soft_margin(distances: Tensor, columns: Tensor, filled: Tensor, own_class: 
 
 class RankingHingeLoss(TripletwiseLoss):
     """Deep ranking: rows of higher relevance to the anchor must be nearer, by `gap`, than rows of lower relevance.
+
+        max(0, gap + D(p, p+) - D(p, p-))    for every query p with r(p, p+) > r(p, p-)
 
     Labels are (n,) or (n, levels), coarse level first (alphabet, character); relevance is `shared_levels`, and every
     (a, i, j) with r(a, i) > r(a, j) is compared. For relevance from elsewhere give

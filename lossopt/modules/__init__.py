@@ -1,6 +1,19 @@
 """LightningModules, wiring only."""
 
+from lossopt.modules.autoencoder import Autoencoder
+from lossopt.modules.heads import Classification, Embedding, Regression
+from lossopt.modules.multitask import MultitaskNetwork
+from lossopt.modules.reconstructions import KeepReconstructions
 from lossopt.modules.siamese import SiameseNetwork
 from lossopt.modules.triplet import TripletNetwork
 
-__all__ = ["SiameseNetwork", "TripletNetwork"]
+__all__ = [
+    "Autoencoder",
+    "Classification",
+    "Embedding",
+    "KeepReconstructions",
+    "MultitaskNetwork",
+    "Regression",
+    "SiameseNetwork",
+    "TripletNetwork",
+]

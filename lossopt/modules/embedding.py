@@ -48,8 +48,7 @@ class EmbeddingNetwork(TrainedNetwork):
         encoder: (b, c, h, w) float images in [0, 1] to (b, d) embeddings.
         loss_fn: called as loss_fn(embeddings, labels, indices); its own weights, if any, are trained along.
         miner: called as miner(embeddings, labels); None: the loss compares everything in the batch.
-        optimizer: made from the parameters.
-        lr_scheduler: made from the optimiser; None: a constant learning rate.
+        optimizer, lr_scheduler: as for `TrainedNetwork`.
         channels_last: memory layout of the convolutions; faster on CPUs and on tensor cores, same numbers.
         chunk_size: training embeds so many images at a time and needs the memory of so many, whatever the batch size
             (see `embed_in_chunks`); a third more work. None: all at once. Gradients are those of the whole batch.
@@ -71,7 +70,7 @@ class EmbeddingNetwork(TrainedNetwork):
         encoder: nn.Module,
         loss_fn: nn.Module,
         miner: nn.Module | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         channels_last: bool = True,
         chunk_size: int | None = None,

@@ -23,15 +23,19 @@ class TrainedNetwork(LightningModule):
     """Interface of the networks: the optimiser is made from the parameters, the schedule from the optimiser.
 
     Args:
-        optimizer: made from the parameters.
+        optimizer: made from the parameters; None: `torch.optim.AdamW`. It is no default of the signature, for of that
+            another class would inherit arguments in a configuration: its weight decay, for one.
         lr_scheduler: made from the optimiser; None: a constant learning rate.
     """
 
     watched_by_plateau = "val/map@r"  # what ReduceLROnPlateau looks at, unless it says so itself
 
-    def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
+    def __init__(
+        self, optimizer: OptimizerCallable | None = None, lr_scheduler: LRSchedulerCallable | None = None
+    ) -> None:
         super().__init__()
-        self.make_optimizer, self.make_schedule = optimizer, lr_scheduler
+        self.make_optimizer: OptimizerCallable = torch.optim.AdamW if optimizer is None else optimizer
+        self.make_schedule = lr_scheduler
 
     @property
     def embedder(self) -> nn.Module:
@@ -85,7 +89,7 @@ class ImageNetwork(TrainedNetwork):
     watched_by_plateau = "val/loss"
 
     def __init__(
-        self, optimizer: OptimizerCallable = torch.optim.Adam, lr_scheduler: LRSchedulerCallable | None = None
+        self, optimizer: OptimizerCallable | None = None, lr_scheduler: LRSchedulerCallable | None = None
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         self.last_step: Step | None = None

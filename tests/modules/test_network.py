@@ -1,13 +1,16 @@
 """Networks that score themselves, trained by the command on real digits: what a run leaves, and what is refused."""
 
+import inspect
 import json
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
 import yaml
 
 from lossopt.cli import main
+from lossopt.config import parse, resolved
 from lossopt.tracking import read_metrics
 
 DENSE = {"embedding_size": 4, "widths": [16], "image_size": 8}
@@ -31,6 +34,8 @@ CONFIG = {
     "trainer": {"max_epochs": 2, "log_every_n_steps": 4},
     "checkpoint": {"monitor": "val/error", "mode": "min"},
 }
+
+RATE = ["--model.init_args.optimizer.init_args.lr", "0.1"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +84,15 @@ def test_a_run_that_goes_on_has_the_bits_of_one_that_was_not_stopped():
     again = torch.load(max((folder / "checkpoints").glob("epoch=002*.ckpt")), weights_only=True)["state_dict"]
     assert all(torch.equal(last[name], again[name]) for name in last)
     assert json.loads((folder / "results.json").read_text())["test"] == results["test"]
+
+
+@pytest.mark.parametrize("named", ["torch.optim.Adam", "torch.optim.Adagrad", "torch.optim.SGD", "torch.optim.RMSprop"])
+def test_an_optimizer_that_is_named_has_its_own_defaults_and_none_of_another(named):
+    made = resolved(parse(["--config", "config.yaml", "--model.init_args.optimizer", named, *RATE]))
+    given = made["model"]["init_args"]["optimizer"]["init_args"]
+    own = {name: one.default for name, one in inspect.signature(resolve_name(named)).parameters.items()}
+    kept = {name: value for name, value in given.items() if name != "lr"}
+    assert kept == {name: list(own[name]) if isinstance(own[name], tuple) else own[name] for name in kept}
 
 
 @pytest.mark.parametrize(
