@@ -1,4 +1,4 @@
-"""What the lab page shows, as plain data: computed in this folder, drawn in `lossopt.report`; the page computes nothing.
+"""What the lab page shows, as plain data: computed in this folder, drawn in `lossopt.report`; the page does no sums.
 
 A slider stands on one of the values that were computed, so that no formula is written a second time in a script.
 Letters: n points of a curve, v values of a slider, s steps of a path, k checkpoints, a and b sides of a landscape.
@@ -44,7 +44,7 @@ class Curve(NamedTuple):
 
 
 class Surface(NamedTuple):
-    """A function of two weights. x, y: axes, (a,), (b,). height: (b, a). minimum: the lowest point, or None (saddle)."""
+    """A function of two weights. x, y: axes, (a,), (b,). height: (b, a). minimum: its lowest point; None: a saddle."""
 
     name: str
     says: str
@@ -113,9 +113,10 @@ class Descent(NamedTuple):
 class Landscape(NamedTuple):
     """The loss around trained weights, along two filter-normalised directions.
 
-    title: which run. axes: what the two directions are, in words. x, y: (a,), (b,). loss: (b, a). path: (k, 2) where the checkpoints of its own training lie on
-    the plane, first to last, with their epochs (k,) and their own losses (k,). apart: (k,) share of each checkpoint's
-    distance from the centre that the plane does not show. notes: what a reader must know.
+    title: which run. axes: what the two directions are, in words. x, y: (a,), (b,). loss: (b, a). path: (k, 2) where
+    the checkpoints of its own training lie on the plane, first to last, with their epochs (k,) and their own losses
+    (k,). apart: (k,) share of each checkpoint's distance from the centre that the plane does not show. notes: what a
+    reader must know.
     """
 
     title: str
