@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pytorch_lightning
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
@@ -30,6 +30,7 @@ from lossopt.errors import ConfigError, LossoptError
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+HISTORY = "history"
 BEST = "best.ckpt"
 CONFIG_KEY = "lossopt_config"
 RNG_KEY = "lossopt_rng"
@@ -388,6 +389,47 @@ class Checkpoints(Checkpoint):
                 self.best_value, best = value, entry
         if best is not None:
             self.best_path = self.folder / BEST if best.file == BEST else promote(self.folder, best)
+
+
+class WeightHistory(Callback):
+    """Keeps the weights of every epoch, which `Checkpoints` does not: `lossopt lab RUN` draws the way they have gone.
+
+    Add it in the configuration, under trainer.callbacks, as class_path: lossopt.checkpoints.WeightHistory. It has no
+    key of its own there, so that the resolved configurations of runs without it, and their hashes, stay what they were.
+
+    Files are `<run_folder>/checkpoints/history/epoch=003.pt`, 000 is the untrained network. Each holds the state dict
+    alone, floating numbers in float32, and loads with weights_only. They are never removed, and no run goes on from
+    them: the manifest does not list them. An epoch's file is there before its checkpoint, so that a resumed run has
+    no gap, and an epoch that is trained again replaces its own.
+
+    Raises:
+        LossoptError: in training, a file cannot be written.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The untrained network."""
+        if trainer.global_step == 0:
+            self._write(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning calls `Checkpoints` after all others, also where this one stands last in the configuration."""
+        self._write(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        if _only_a_trial(trainer) or not trainer.is_global_zero:
+            return
+        state = {
+            name: value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            for name, value in pl_module.state_dict().items()
+        }
+        path = Path(trainer.default_root_dir) / FOLDER / HISTORY / f"epoch={epoch:03d}.pt"
+        write_whole(path, lambda file: torch.save(state, file))
+
+
+def weight_history(run_folder: Path | str) -> dict[int, Path]:
+    """What `WeightHistory` has left in a run's folder, by completed epochs, first to last; empty without it."""
+    found = (Path(run_folder) / FOLDER / HISTORY).glob("epoch=*.pt")
+    return dict(sorted((int(path.stem.partition("=")[2]), path) for path in found))
 
 
 def _only_a_trial(trainer: Trainer) -> bool:

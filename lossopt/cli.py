@@ -37,6 +37,10 @@ _JOBS = {  # where in lossopt.commands the job is, and what --help says of it
         "hard negatives out of a whole data set, as triplets: lossopt mine RUN, lossopt mine vectors.npz",
     ),
     "search": ("search:search", "the nearest images of an index: lossopt search INDEX IMAGE"),
+    "lab": (
+        "lab:lab",
+        "one page that shows what losses, activations and optimisers do: lossopt lab, lossopt lab RUN",
+    ),
     "oneshot": ("evaluation:oneshot", "one-shot classification on Omniglot: lossopt oneshot RUN"),
 }
 

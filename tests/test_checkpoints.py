@@ -26,10 +26,12 @@ from lossopt.checkpoints import (
     MANIFEST,
     Checkpoints,
     DurableCheckpointIO,
+    WeightHistory,
     list_checkpoint,
     newest_good_checkpoint,
     promote,
     read_manifest,
+    weight_history,
 )
 from lossopt.durable import run_lock, write_whole
 from lossopt.errors import ConfigError, LossoptError
@@ -515,3 +517,94 @@ def test_the_lock_is_released_after_a_failure(tmp_path):
         raise ZeroDivisionError
     with warnings.catch_warnings(), run_lock(tmp_path):
         warnings.simplefilter("error")
+
+
+# ------------------------------------------------------------------------------------------------------ all weights
+
+
+class Recorded(Tiny):
+    """Remembers its weights at the start and after each epoch."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def note(self, epoch: int) -> None:
+        self.seen[epoch] = {name: value.clone() for name, value in self.state_dict().items()}
+
+    def on_train_start(self):
+        if self.global_step == 0:
+            self.note(0)
+
+    def on_train_epoch_end(self):
+        self.note(self.current_epoch + 1)
+
+
+def fit_with_history(run: Path, epochs: int, model: Tiny, resume: Path | None = None, **options) -> Trainer:
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=run,
+        callbacks=[Checkpoints(run, {}), WeightHistory()],
+        plugins=[DurableCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(model, loader(), loader(shuffled=False), ckpt_path=resume)
+    return trainer
+
+
+def test_the_history_holds_the_weights_of_every_epoch_and_the_manifest_none_of_them(tmp_path):
+    model = Recorded()
+    fit_with_history(tmp_path, 4, model)
+    kept = weight_history(tmp_path)
+    assert list(kept) == [0, 1, 2, 3, 4]
+    assert [path.name for path in kept.values()] == [f"epoch=00{epoch}.pt" for epoch in range(5)]
+    for epoch, path in kept.items():
+        loaded = torch.load(path, weights_only=True)
+        assert bits(loaded) == bits(model.seen[epoch]), epoch
+        assert bits(DurableCheckpointIO().load_checkpoint(path)) == bits(loaded)
+    assert {entry.file for entry in read_manifest(tmp_path / FOLDER)} == {
+        BEST,
+        "epoch=003-step=18.ckpt",
+        "epoch=004-step=24.ckpt",
+    }
+    assert weight_history(tmp_path / "none") == {}
+
+
+def test_a_resumed_run_has_no_gap_in_its_history_and_no_second_start(tmp_path):
+    straight, first, resumed = Recorded(), Recorded(), Recorded()
+    seed_everything(1)
+    fit_with_history(tmp_path / "straight", 4, straight)
+    seed_everything(1)
+    fit_with_history(tmp_path / "again", 2, first)
+    start = weight_history(tmp_path / "again")[0].stat().st_mtime_ns
+    seed_everything(9)
+    fit_with_history(tmp_path / "again", 4, resumed, resume=newest_good_checkpoint(tmp_path / "again"))
+    one, other = (weight_history(tmp_path / name) for name in ("straight", "again"))
+    assert list(other) == [0, 1, 2, 3, 4] and other[0].stat().st_mtime_ns == start
+    for epoch in one:
+        assert bits(torch.load(one[epoch], weights_only=True)) == bits(torch.load(other[epoch], weights_only=True))
+
+
+def test_the_history_of_an_epoch_is_there_before_its_checkpoint(tmp_path, monkeypatch):
+    def killed(*_args, **_names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "list_checkpoint", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit_with_history(tmp_path, 1, Tiny())
+    assert list(weight_history(tmp_path)) == [0, 1]
+
+
+def test_the_history_is_in_float32_and_a_trial_leaves_none(tmp_path):
+    model = Tiny().double()
+    model.register_buffer("count", torch.tensor(3))
+    trainer = Trainer(default_root_dir=tmp_path, logger=False, enable_checkpointing=False, accelerator="cpu")
+    WeightHistory().on_train_start(trainer, model)
+    kept = torch.load(weight_history(tmp_path)[0], weights_only=True)
+    assert {str(value.dtype) for value in kept.values()} == {"torch.float32", "torch.int64"}
+    fit_with_history(tmp_path / "trial", 1, Tiny(), fast_dev_run=True)
+    assert not (tmp_path / "trial").exists()

@@ -153,8 +153,10 @@ def share_chart(
     marked: Sequence[tuple[float, float, str]] = (),
     y_ticks: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1),
     size: tuple[int, int] = (460, 300),
+    factor: float = 100,
+    unit: str = " %",
 ) -> Chart:
-    """Curves of shares on an axis in per cent, each labelled at its right end.
+    """Curves of shares on an axis in per cent, or of other numbers, each labelled at its right end.
 
     Args:
         title, x_label, y_label, note: words.
@@ -164,6 +166,7 @@ def share_chart(
         marked: (x, y, words) of points to label.
         y_ticks: shares; the first and the last bound the axis.
         size: (width, height) in SVG units.
+        factor, unit: what numbers are multiplied by where they are written, and what stands behind them.
     """
     area = (LEFT + 4, size[0] - room, TOP, size[1] - BELOW - 4)
     places = [place for place, _ in x_ticks]
@@ -176,11 +179,13 @@ def share_chart(
     for one in series:
         points = [(along_x(a), along_y(b)) for a, b in zip(one.x, one.y, strict=True)]
         band = "" if one.low is None or one.high is None else _band(along_x, along_y, one.x, one.low, one.high)
-        dots = [Dot(*point, f"{one.name}: {100 * value:.1f} %") for point, value in zip(points, one.y, strict=True)]
+        dots = [
+            Dot(*point, f"{one.name}: {factor * value:.1f}{unit}") for point, value in zip(points, one.y, strict=True)
+        ]
         path = _path(points) if len(points) > 1 else ""
         dots = dots if len(dots) <= 24 and one.told else []
         lines.append(Line(one.kind, path, band, dots, one.told, ends.get(id(one), 0.0)))
-    ends_in_words = ", ".join(f"{one.name} {100 * one.y[0]:.1f} to {100 * one.y[-1]:.1f} %" for one in named)
+    ends_in_words = ", ".join(f"{one.name} {factor * one.y[0]:.1f} to {factor * one.y[-1]:.1f}{unit}" for one in named)
     return Chart(
         title=title,
         note=note,
@@ -189,7 +194,7 @@ def share_chart(
         lines=lines,
         marks=[_beside(along_x(a), along_y(b), words, area) for a, b, words in marked],
         x_ticks=[Tick(along_x(place), words) for place, words in x_ticks],
-        y_ticks=[Tick(along_y(value), f"{100 * value:.6g}") for value in y_ticks],
+        y_ticks=[Tick(along_y(value), f"{factor * value:.6g}") for value in y_ticks],
         size=size,
         area=area,
         y_label=y_label,

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ HOME = Path(__file__).parent
 SCRIPT, STYLE = "page.js", "page.css"
 
 
-def render(template: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None) -> str:
+def render(
+    template: str,
+    values: Mapping[str, Any],
+    filters: Mapping[str, Callable[..., str]] | None = None,
+    scripts: Sequence[str] = (SCRIPT,),
+) -> str:
     """A page from a template of this folder.
 
     The template finds, beside `values`: `policy`, the content security policy, which names the one script by its hash;
@@ -26,13 +31,14 @@ def render(template: str, values: Mapping[str, Any], filters: Mapping[str, Calla
         template: its file name.
         values: what it shows; every text in them is escaped.
         filters: more of them, by name.
+        scripts: files of this folder that are its one script, one after the other.
     """
     environment = Environment(
         loader=FileSystemLoader(HOME), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent, "metric": metric_name, "distance": distance_text, "count": count_text}
     environment.filters |= {"no_path": without_paths} | dict(filters or {})
-    script = (HOME / SCRIPT).read_text(encoding="utf-8")
+    script = "".join((HOME / name).read_text(encoding="utf-8") for name in scripts)
     own = {
         "script": Markup(script),  # a file of ours, in which nothing is filled in
         "style": Markup((HOME / STYLE).read_text(encoding="utf-8")),

@@ -12,6 +12,7 @@ from lossopt.report.record import Curve, RunRecord
 
 TITLES: dict[Kind, str] = {
     "collapse": "The embeddings collapsed",
+    "mean image": "Every image was rebuilt as the same one",
     "dead mining": "Mining died",
     "idle steps": "Steps with nothing to compare",
     "stuck": "Training was stuck",

@@ -1,0 +1,100 @@
+"""`lossopt lab NAME`: grids of small trainings, each with a page of its own; heavy imports are inside."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lossopt.commands.arguments import positive, printable
+from lossopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lossopt.data.dataset import Splits
+    from lossopt.lab.grid import Grid, Outcome
+
+
+def optimizers(words: list[str]) -> None:
+    """`lossopt lab optimizers [GRID]`: one network under several optimisers, beside published curves."""
+    trained = _trained("optimizers", "One network under several optimisers, epoch by epoch.", words)
+    if trained is None:
+        return
+    from lossopt.durable import write_text
+    from lossopt.lab.classifiers import DEEPOBS, as_markdown, classifiers
+    from lossopt.report.lab_classifiers import write_classifiers_page
+
+    grid, outcomes = trained
+    rows = classifiers(outcomes, DEEPOBS)
+    print(printable(as_markdown(rows)))
+    write_text(grid.folder / "table.md", as_markdown(rows))
+    page = write_classifiers_page(grid.folder / "report.html", grid.name, _splits_of(outcomes).description, rows)
+    print(printable(f"page: {page}"))
+
+
+def autoencoder(words: list[str]) -> None:
+    """`lossopt lab autoencoder [GRID]`: losses under optimisers at several rates, the same images epoch by epoch."""
+    trained = _trained("autoencoder", "Reconstruction losses under several optimisers and learning rates.", words)
+    if trained is None:
+        return
+    from lossopt.durable import write_text
+    from lossopt.lab.autoencoder import as_markdown, autoencoders
+    from lossopt.report.lab_autoencoder import write_autoencoder_page
+
+    grid, outcomes = trained
+    splits = _splits_of(outcomes)
+    found = autoencoders(outcomes, splits)
+    print(printable(as_markdown(found)))
+    write_text(grid.folder / "table.md", as_markdown(found))
+    page = write_autoencoder_page(grid.folder / "report.html", grid.name, splits.description, found)
+    print(printable(f"page: {page}"))
+
+
+def multitask(words: list[str]) -> None:
+    """`lossopt lab multitask [GRID]`: one network for several tasks against one for each."""
+    trained = _trained("multitask", "One network for several tasks against one for each, seed by seed.", words)
+    if trained is None:
+        return
+    from lossopt.durable import write_text
+    from lossopt.lab.multitask import as_markdown, sharing
+    from lossopt.report.lab_multitask import write_multitask_page
+
+    grid, outcomes = trained
+    found = sharing(outcomes)
+    print(printable(as_markdown(found)))
+    write_text(grid.folder / "table.md", as_markdown(found))
+    page = write_multitask_page(grid.folder / "report.html", grid.name, _splits_of(outcomes).description, found)
+    print(printable(f"page: {page}"))
+
+
+def _splits_of(outcomes: "list[Outcome]") -> "Splits":
+    from lossopt.config import instantiate, parse
+
+    splits: Splits = instantiate(parse([], dict(outcomes[0].config))).data.splits
+    return splits
+
+
+def _trained(name: str, what: str, words: list[str]) -> "tuple[Grid, list[Outcome]] | None":
+    """Runs what is missing of a grid; None: it was only to be checked."""
+    parser = argparse.ArgumentParser(
+        prog=f"lossopt lab {name}", description=f"{what} Start it again after any interruption."
+    )
+    default = Path("configs/lab") / f"{name}.yaml"
+    parser.add_argument("grid", type=Path, nargs="?", default=default, help=f"a YAML file; default: {default}")
+    parser.add_argument("--workers", type=positive, help="runs side by side; default: cores / threads of the grid")
+    parser.add_argument("--dry-run", action="store_true", help="check the grid, say how many runs it has, and stop")
+    given = parser.parse_args(words)
+    from tqdm import tqdm
+
+    from lossopt.comparison.outcomes import is_done
+    from lossopt.lab.grid import check, read_grid, tasks_of, train_grid
+
+    grid = read_grid(given.grid)
+    most = max(1, (os.cpu_count() or 1) // grid.threads)
+    if (given.workers or 1) > most:
+        raise ConfigError(f"--workers {given.workers} with threads: {grid.threads} need more cores than there are.")
+    if given.dry_run:
+        tasks = tasks_of(grid)
+        check(grid, tasks)
+        done = sum(map(is_done, tasks))
+        print(printable(f"{grid.name}: {len(tasks)} runs, {done} done already, into {grid.folder}"))
+        return None
+    return grid, train_grid(grid, given.workers or most, tqdm.write)
