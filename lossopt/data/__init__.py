@@ -1,6 +1,8 @@
 """Where the images come from: each source is a class whose `splits()` returns three tables of labelled images."""
 
+from lossopt.data.bccd import BCCD
 from lossopt.data.benchmarks import CUB200, Cars196, InShop, StanfordOnlineProducts
+from lossopt.data.canvas import CanvasDigits
 from lossopt.data.dataset import Batch, ImageSource, InMemory, LabelledImages, OnDisk, Pixels, Splits, query_gallery
 from lossopt.data.decode import check_headers, decode_image
 from lossopt.data.digits import Digits
@@ -11,9 +13,11 @@ from lossopt.data.omniglot import Omniglot, OneShotRun, one_shot_runs
 from lossopt.data.shuffled import ShuffledData
 
 __all__ = [
+    "BCCD",
     "CUB200",
     "MNIST",
     "Batch",
+    "CanvasDigits",
     "Cars196",
     "Digits",
     "FashionMNIST",

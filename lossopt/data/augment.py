@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lossopt.data.dataset import Batch
+from lossopt.errors import ConfigError
 
 
 class Augmentation(ABC):
@@ -81,6 +82,65 @@ class RandomFlip(Augmentation):
         """images: (b, c, h, w). Returns the same shape."""
         flip = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
         return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+class TurnAndFlip(Augmentation):
+    """Turns each square image by 0, 90, 180 or 270 degrees and mirrors half of them: eight ways, equally likely.
+
+    For things without an upper side (cells, tiles from above); a digit would become another one.
+
+    Args:
+        vectors: pairs (x, y) of target columns that are measured from the middle of the image, right and down.
+        sizes: pairs (width, height) of target columns. All other targets stay as they are.
+    """
+
+    def __init__(
+        self, vectors: list[tuple[int, int]] | None = None, sizes: list[tuple[int, int]] | None = None
+    ) -> None:
+        self.vectors, self.sizes = vectors or [], sizes or []
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """images: (b, c, s, s). Returns the same shape."""
+        return self._images(images, torch.randint(8, (len(images),), generator=generator))
+
+    def of_batch(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Images and targets, moved together.
+
+        Raises:
+            ConfigError: `vectors` or `sizes` name a column that the targets do not have.
+        """
+        ways = torch.randint(8, (len(batch.images),), generator=generator)
+        return batch._replace(images=self._images(batch.images, ways), targets=self._targets(batch.targets, ways))
+
+    def _images(self, images: Tensor, ways: Tensor) -> Tensor:
+        """Way w: mirrored left to right where w is 4 or more, then w % 4 quarter turns against the clock."""
+        changed = torch.empty_like(images)
+        for way in range(8):
+            rows = (ways == way).to(images.device)
+            some = images[rows].flip(-1) if way >= 4 else images[rows]
+            changed[rows] = torch.rot90(some, way % 4, dims=(2, 3))
+        return changed
+
+    def _targets(self, targets: Tensor | None, ways: Tensor) -> Tensor | None:
+        columns = 0 if targets is None else targets.shape[1]
+        used = [column for pair in (*self.vectors, *self.sizes) for column in pair]
+        if used and not 0 <= min(used) <= max(used) < columns:
+            raise ConfigError(
+                f"TurnAndFlip moves the target columns {used}, but there are {columns}, counted from 0. Set vectors "
+                "and sizes to the columns of target_names that are places and sizes."
+            )
+        if targets is None:
+            return None
+        changed, ways = targets.clone(), ways.to(targets.device)
+        for x, y in self.vectors:
+            right, down = torch.where(ways >= 4, -targets[:, x], targets[:, x]), targets[:, y]
+            turns = ways % 4
+            changed[:, x] = torch.stack([right, down, -right, -down], dim=1).gather(1, turns[:, None])[:, 0]
+            changed[:, y] = torch.stack([down, -right, -down, right], dim=1).gather(1, turns[:, None])[:, 0]
+        for width, height in self.sizes:
+            lies = (ways % 2 == 1)[:, None]
+            changed[:, [width, height]] = torch.where(lies, targets[:, [height, width]], targets[:, [width, height]])
+        return changed
 
 
 class RandomResizedCrop(Augmentation):
