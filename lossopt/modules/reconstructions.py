@@ -52,11 +52,8 @@ class KeepReconstructions(Callback):
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else trainer.current_epoch
         every = trainer.check_val_every_n_epoch or 1
         row = 1 + epoch // every
-        rows = _rows(path, shown.shape[-2])[:row] if epoch else []
-        if not rows:
-            rows = [_row(shown)]
-        blank = np.zeros_like(rows[0])
-        rows += [blank] * (row - len(rows))
+        rows = _rows(path, shown.shape[-2])[:row] or [_row(shown)]
+        rows += [np.zeros_like(rows[0])] * (row - len(rows))  # validations that were left out
         rows.append(_row(pl_module(shown)))
         buffer = BytesIO()
         Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG", optimize=True)

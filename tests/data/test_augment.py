@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from lossopt.data.augment import PerImage, RandomAffine, RandomFlip, RandomResizedCrop
+from lossopt.data.augment import PerImage, RandomAffine, RandomFlip, RandomResizedCrop, TurnAndFlip
 
-ALL = [RandomAffine(), RandomFlip(), RandomResizedCrop(), PerImage(v2.RandomRotation(20))]
+ALL = [RandomAffine(), RandomFlip(), RandomResizedCrop(), TurnAndFlip(), PerImage(v2.RandomRotation(20))]
 
 
 def seeded(seed):
