@@ -46,6 +46,11 @@ MAY_IMPORT = {
     "comparison.result": {"health"},
     "comparison.conclusion": {"comparison"},
     "comparison.text": {"comparison"},
+    "lab": {
+        *("activations", "checkpoints", "comparison", "config", "data", "errors", "health", "losses", "modules"),
+        *("preflight", "runs", "tracking", "training"),
+    },
+    "lab.pieces": set(),
     "report": {"checkpoints", "comparison", "data", "durable", "errors", "health", "lab", "retrieval", "tracking"},
     "runs": {
         *("callbacks", "checkpoints", "config", "data", "durable", "errors", "modules", "report", "retrieval"),

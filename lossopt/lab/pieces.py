@@ -115,8 +115,8 @@ class Landscape(NamedTuple):
 
     title: which run. axes: what the two directions are, in words. x, y: (a,), (b,). loss: (b, a). path: (k, 2) where
     the checkpoints of its own training lie on the plane, first to last, with their epochs (k,) and their own losses
-    (k,). apart: (k,) share of each checkpoint's distance from the centre that the plane does not show. notes: what a
-    reader must know.
+    (k,). apart: (k,) share of each checkpoint's squared distance from the centre that the plane does not show. notes:
+    what a reader must know.
     """
 
     title: str
