@@ -402,6 +402,11 @@ class FiniteGuard(Callback):
     def __init__(self, folder: Path, health: TrainingHealth | None = None) -> None:
         self.folder, self.health = folder, health
         self.gradient_norm: Tensor | None = None
+        self._loss: Tensor | None = None
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keeps the loss: it may be NaN with a gradient that is finite."""
+        self._loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Raises NonFiniteError instead of letting the step happen."""
@@ -411,6 +416,8 @@ class FiniteGuard(Callback):
         record = _network(pl_module).last_step
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         watched = self.gradient_norm if not scaled or record is None else record.outputs.sum()
+        if self._loss is not None and not scaled:  # one read from the device for both
+            watched = watched + self._loss * 0
         if record is not None and not bool(torch.isfinite(watched)):
             self._stop(trainer, pl_module, record)
 

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 def optimizers(words: list[str]) -> None:
     """`lossopt lab optimizers [GRID]`: one network under several optimisers, beside published curves."""
-    trained = _trained("optimizers", "One network under several optimisers, epoch by epoch.", words)
+    trained = _trained(
+        "optimizers", "One network under several optimisers, epoch by epoch.", words, ("classification",)
+    )
     if trained is None:
         return
     from lossopt.durable import write_text
-    from lossopt.lab.classifiers import DEEPOBS, as_markdown, classifiers
+    from lossopt.lab.classifiers import as_markdown, classifiers
     from lossopt.report.lab_classifiers import write_classifiers_page
 
     grid, outcomes = trained
-    rows = classifiers(outcomes, DEEPOBS)
+    rows = classifiers(outcomes)
     print(printable(as_markdown(rows)))
     write_text(grid.folder / "table.md", as_markdown(rows))
     page = write_classifiers_page(grid.folder / "report.html", grid.name, _splits_of(outcomes).description, rows)
@@ -32,7 +34,8 @@ def optimizers(words: list[str]) -> None:
 
 def autoencoder(words: list[str]) -> None:
     """`lossopt lab autoencoder [GRID]`: losses under optimisers at several rates, the same images epoch by epoch."""
-    trained = _trained("autoencoder", "Reconstruction losses under several optimisers and learning rates.", words)
+    what = "Reconstruction losses under several optimisers and learning rates."
+    trained = _trained("autoencoder", what, words, ("loss_fn", "optimizer.init_args.lr", "decoder"))
     if trained is None:
         return
     from lossopt.durable import write_text
@@ -50,7 +53,8 @@ def autoencoder(words: list[str]) -> None:
 
 def multitask(words: list[str]) -> None:
     """`lossopt lab multitask [GRID]`: one network for several tasks against one for each."""
-    trained = _trained("multitask", "One network for several tasks against one for each, seed by seed.", words)
+    what = "One network for several tasks against one for each, seed by seed."
+    trained = _trained("multitask", what, words, ("trunk",), variant="multitask")
     if trained is None:
         return
     from lossopt.durable import write_text
@@ -72,8 +76,18 @@ def _splits_of(outcomes: "list[Outcome]") -> "Splits":
     return splits
 
 
-def _trained(name: str, what: str, words: list[str]) -> "tuple[Grid, list[Outcome]] | None":
-    """Runs what is missing of a grid; None: it was only to be checked."""
+def _trained(
+    name: str, what: str, words: list[str], needs: tuple[str, ...], variant: str | None = None
+) -> "tuple[Grid, list[Outcome]] | None":
+    """Runs what is missing of a grid; None: it was only to be checked.
+
+    Args:
+        name: of the command.
+        what: it is for.
+        words: of the command line.
+        needs: arguments that the model of every variant must have, for the page is made of them.
+        variant: that must be there.
+    """
     parser = argparse.ArgumentParser(
         prog=f"lossopt lab {name}", description=f"{what} Start it again after any interruption."
     )
@@ -86,13 +100,27 @@ def _trained(name: str, what: str, words: list[str]) -> "tuple[Grid, list[Outcom
 
     from lossopt.comparison.outcomes import is_done
     from lossopt.lab.grid import check, read_grid, tasks_of, train_grid
+    from lossopt.runs import flattened
 
+    if given.grid == default and not default.is_file():
+        raise ConfigError(f"There is no {default} here. Start `lossopt lab {name}` in the repository, or give a grid.")
     grid = read_grid(given.grid)
+    tasks = tasks_of(grid)
+    if variant is not None and variant not in grid.variants:
+        raise ConfigError(f"{grid.path}: one of the variants must be {variant!r}; they are {', '.join(grid.variants)}.")
+    for task in tasks:
+        own = flattened(dict(task.config["model"]["init_args"]))
+        for key in needs:
+            if not any(
+                found == key or found.startswith(f"{key}.") for found, value in own.items() if value is not None
+            ):
+                raise ConfigError(
+                    f"{grid.path}, variant {task.variant!r}: `lossopt lab {name}` needs model.init_args.{key}; set it."
+                )
     most = max(1, (os.cpu_count() or 1) // grid.threads)
     if (given.workers or 1) > most:
         raise ConfigError(f"--workers {given.workers} with threads: {grid.threads} need more cores than there are.")
     if given.dry_run:
-        tasks = tasks_of(grid)
         check(grid, tasks)
         done = sum(map(is_done, tasks))
         print(printable(f"{grid.name}: {len(tasks)} runs, {done} done already, into {grid.folder}"))

@@ -45,6 +45,7 @@ def lab(words: list[str]) -> None:
         raise ConfigError(
             f"--{next(iter(chosen))} belongs to the map of a run: lossopt lab RUN --{next(iter(chosen))} ..."
         )
+    print("Computing curves, paths and small networks: half a minute ...", flush=True)
     around = None if given.run is None else _around(given.run, chosen)
     print(printable(f"page: {_write(given.out, around)}"))
 

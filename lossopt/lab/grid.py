@@ -23,14 +23,21 @@ from lossopt.comparison.settings import Task, changed_config
 from lossopt.comparison.workers import execute, failure_of
 from lossopt.config import instantiate, parse
 from lossopt.data.dataset import Splits
-from lossopt.errors import LossoptError
+from lossopt.errors import ConfigError, LossoptError
 from lossopt.health import Finding, read_health
 from lossopt.preflight import check_data, check_settings
-from lossopt.runs import RESULTS, RunResult, config_hash, result_of
+from lossopt.runs import RESULTS, RunResult, config_hash, flattened, result_of
 from lossopt.tracking import METRICS_FILE, read_metrics
 from lossopt.training import quiet_lightning
 
 Say = Callable[[str], None]
+OWN_KEYS = {  # what a grid sets for every run, and where it says so
+    "seed": "seeds",
+    "data.init_args.seed": "seeds",
+    "name": "name",
+    "output": "output",
+    "trainer.devices": "--workers",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,12 @@ def tasks_of(grid: Grid) -> list[Task]:
     Raises:
         ConfigError: a key or value of a variant does not fit.
     """
+    for where, changed in (("set", grid.set), *((f"variant {name!r}", one) for name, one in grid.variants.items())):
+        for key in flattened(dict(changed)):
+            if key in OWN_KEYS:
+                raise ConfigError(
+                    f"{grid.path}: {where} sets {key}, which a grid sets for all runs by {OWN_KEYS[key]}."
+                )
     configs = {}
     for name, changed in grid.variants.items():
         config = changed_config(grid.base, (grid.set, changed), f"{grid.path}, variant {name!r}")

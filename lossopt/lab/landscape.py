@@ -28,7 +28,8 @@ from lossopt.data.module import ImageData
 from lossopt.errors import ConfigError, LossoptError
 from lossopt.lab.pieces import Landscape
 from lossopt.modules.embedding import EmbeddingNetwork
-from lossopt.modules.network import TrainedNetwork
+from lossopt.modules.multitask import MultitaskNetwork
+from lossopt.modules.network import ImageNetwork, TrainedNetwork
 from lossopt.runs import LoadedRun, load_run
 
 Kind = Literal["random", "training"]
@@ -148,9 +149,13 @@ def training_loss(model: TrainedNetwork, batches: Sequence[Batch]) -> float:
 
 
 def _step(model: TrainedNetwork, batch: Batch, number: int) -> Any:
-    """The training step, but for a miner."""
+    """The training step, but for a miner, and with easy examples, too."""
     if isinstance(model, EmbeddingNetwork):
         return model.loss_fn(model(batch.images), batch.labels)
+    if isinstance(model, MultitaskNetwork):
+        model.hard_example_fraction = 1.0
+        if model.embedding is not None:
+            model.embedding.miner = None
     return model.training_step(batch, number)
 
 
@@ -330,8 +335,13 @@ def untrained(config: dict[str, Any]) -> State:
         random.seed(config["seed"])
         np.random.seed(config["seed"])
         torch.manual_seed(config["seed"])
-        model: nn.Module = instantiate(parse((), config)).model
-        return model.state_dict()
+        made = instantiate(parse((), config))
+        if isinstance(made.model, ImageNetwork):
+            made.model.check_data(
+                made.data.splits
+            )  # where it learns what is no weight: means and deviations of targets
+        state: State = made.model.state_dict()
+        return state
     finally:
         restore_rng(before)
 
@@ -350,6 +360,8 @@ def _notes(model: nn.Module, plane: Plane, batches: Sequence[Batch], loss: np.nd
     loss_fn = getattr(model, "loss_fn", None)
     what = "the training loss" if loss_fn is None else type(loss_fn).__name__
     notes = [f"Height is {what} on {images} training images, the same at every place, without augmentation."]
+    if isinstance(model, MultitaskNetwork):
+        notes.append("All examples count, hard or not, and an embedding compares everything in the batch.")
     if isinstance(model, EmbeddingNetwork) and model.miner is not None:
         notes.append(
             f"The miner, {type(model.miner).__name__}, is left out and everything in a batch is compared: it picks "

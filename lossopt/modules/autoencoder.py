@@ -142,6 +142,17 @@ class Autoencoder(ImageNetwork):
                 f"{name} cannot compare images with images ({' '.join(str(unfit).split())}). Take a reconstruction "
                 "loss: torch.nn.MSELoss, L1Loss, SmoothL1Loss, HuberLoss or BCELoss, lossopt.losses.MSLELoss."
             ) from unfit
+        if not isinstance(loss, Tensor):
+            raise ConfigError(
+                f"{name} gives a {type(loss).__name__}; a loss must be a tensor, so that it has a gradient."
+            )
+        if not bool(torch.isfinite(loss).all()):
+            raise ConfigError(f"{name} is {float(loss.sum())} on the first images. Look at what it does with 0 and 1.")
+        if outputs.numel() > len(outputs) and bool((outputs == outputs.flatten()[0]).all()):
+            raise ConfigError(
+                f"The decoder gives {float(outputs.flatten()[0]):g} everywhere, whatever the image. Look at its output "
+                "activation: a softmax over one channel is 1."
+            )
         if loss.numel() != 1:
             raise ConfigError(
                 f"{name} gives {_sides(loss[None])} numbers for a batch. Set its reduction to mean or sum."

@@ -16,10 +16,14 @@ from lossopt.data.dataset import Batch, LabelledImages, Splits
 from lossopt.data.locate import listing
 from lossopt.errors import ConfigError, DataError, EvaluationError
 from lossopt.losses.balancing import Task
+from lossopt.losses.classification import HingeLoss, SquaredHingeLoss
+from lossopt.losses.preconditions import check_first_batch
+from lossopt.losses.regression import MSLELoss
 from lossopt.modules.scores import accuracy, balanced_accuracy, r_squared
 from lossopt.retrieval.evaluation import evaluate_retrieval
 
 _KS = (1,)
+_IN_OWN_UNITS = (MSLELoss, HingeLoss, SquaredHingeLoss, nn.SoftMarginLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 
 
 class Head(nn.Module, ABC):
@@ -107,6 +111,11 @@ class Classification(Head):
     ) -> None:
         super().__init__(classes, nn.CrossEntropyLoss() if loss_fn is None else loss_fn)
         self.deviation = deviation
+        if isinstance(self.loss_fn, nn.NLLLoss):
+            raise ConfigError(
+                "NLLLoss wants the logarithms of probabilities, but the classification gives scores. Take "
+                "torch.nn.CrossEntropyLoss: it is NLLLoss after a log-softmax."
+            )
         if classes < 2:
             raise ConfigError(f"A classification needs 2 or more classes, got {classes}.")
         self.class_weights = class_weights
@@ -145,14 +154,18 @@ class Classification(Head):
             ConfigError: another number of classes. DataError: a class that training never sees.
         """
         table = splits.train
+        counts = torch.bincount(table.labels, minlength=self.size)
+        self._refuse_unseen(splits, {table.class_names[label] for label in counts.nonzero().flatten().tolist()})
         if len(table.class_names) != self.size:
             raise ConfigError(
                 f"The classification has {self.size} classes, but the training images have {len(table.class_names)}: "
                 f"{listing(table.class_names)}. Set model.init_args.classification.init_args.classes to "
                 f"{len(table.class_names)}."
             )
-        counts = torch.bincount(table.labels, minlength=self.size)
-        seen = {name for name, count in zip(table.class_names, counts.tolist(), strict=True) if count}
+        if self.class_weights == "balanced":
+            self.loss_fn.weight = len(table) / (self.size * counts.clamp(min=1)).float()
+
+    def _refuse_unseen(self, splits: Splits, seen: set[str]) -> None:
         for name, part in (("validation", splits.validation), ("test", splits.test)):
             there = [part.class_names[label] for label in part.labels.unique().tolist()]
             if new := [one for one in there if one not in seen]:
@@ -161,8 +174,6 @@ class Classification(Head):
                     f"{listing(new)}. Train on them, or leave them out; to search for unseen classes, train a "
                     "SiameseNetwork or a TripletNetwork."
                 )
-        if self.class_weights == "balanced":
-            self.loss_fn.weight = len(table) / (self.size * counts.clamp(min=1)).float()
 
 
 class Regression(Head):
@@ -175,9 +186,11 @@ class Regression(Head):
         targets: t names, as the data has them.
         loss_fn: of (b, t) standardised predictions and targets; None: `nn.SmoothL1Loss`.
         points: name to the targets that are the coordinates of a point: its mean Euclidean distance is a figure, too.
+        standardize: whether the loss sees standardised targets. A loss that means something only in a target's own
+            unit (MSLE, or a hinge on -1 and 1) needs false.
 
     Raises:
-        ConfigError: no target, one twice, or a point of unknown targets.
+        ConfigError: no target, one twice, a point of unknown targets, or a loss that standardised targets do not suit.
     """
 
     task = "regression"
@@ -187,8 +200,15 @@ class Regression(Head):
         targets: list[str],
         loss_fn: nn.Module | None = None,
         points: dict[str, list[str]] | None = None,
+        standardize: bool = True,
     ) -> None:
         super().__init__(len(targets), nn.SmoothL1Loss() if loss_fn is None else loss_fn)
+        if standardize and isinstance(self.loss_fn, _IN_OWN_UNITS):
+            raise ConfigError(
+                f"{type(self.loss_fn).__name__} means nothing on standardised targets. Set "
+                "model.init_args.regression.init_args.standardize to false."
+            )
+        self.standardize = standardize
         if not targets or len(set(targets)) < len(targets):
             raise ConfigError(f"A regression needs one or more different targets, got {targets}.")
         self.targets, self.points = tuple(targets), points or {}
@@ -254,9 +274,21 @@ class Regression(Head):
                 f"All training images have the same {', '.join(constant)}: there is nothing to learn. Leave it out of "
                 "model.init_args.regression.init_args.targets."
             )
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+        if self.standardize:
+            self.mean.copy_(mean)
+            self.std.copy_(std)
+        for name, own in chosen.items():
+            self._check_targets((own - self.mean) / self.std, name)
         self.columns.copy_(torch.tensor(columns))
+
+    def _check_targets(self, wanted: Tensor, part: str) -> None:
+        """Every target of a split, not those of a first batch alone."""
+        try:
+            check_first_batch(self.loss_fn, torch.zeros_like(wanted), wanted)
+        except ValueError as unfit:
+            raise ConfigError(
+                f"The loss of the regression does not fit the targets of the {part} split. {unfit}"
+            ) from unfit
 
     def _columns(self, target_names: Sequence[str]) -> list[int]:
         if not target_names:
@@ -293,6 +325,9 @@ class Embedding(Head):
         embedding_size: d.
         loss_fn: called as loss_fn(embeddings, labels, indices), of lossopt.losses or pytorch-metric-learning.
         miner: called as miner(embeddings, labels); None: the loss compares everything in the batch.
+
+    Raises:
+        ConfigError: a size below 1; in `check`, a loss with fewer classes than there are.
     """
 
     task = "embedding"
@@ -320,6 +355,15 @@ class Embedding(Head):
             return outputs.sum() * 0
         loss: Tensor = self.loss_fn(outputs, wanted, indices)
         return loss
+
+    def check(self, splits: Splits) -> None:
+        """See `Head`."""
+        room, classes = getattr(self.loss_fn, "num_classes", None), len(splits.train.class_names)
+        if isinstance(room, int) and room < classes:
+            raise ConfigError(
+                f"{type(self.loss_fn).__name__} has num_classes {room}, but training has {classes} classes. Set "
+                f"model.init_args.embedding.init_args.loss_fn.init_args.num_classes to {classes}."
+            )
 
     def scores(self, outputs: Tensor, wanted: Tensor) -> dict[str, float]:
         """See `Head`; NaN where no image has another of its class."""

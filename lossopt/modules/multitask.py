@@ -3,6 +3,7 @@
 Letters: b images, c channels, h height, w width, f features of the trunk.
 """
 
+import copy
 from typing import Literal
 
 import torch
@@ -197,8 +198,30 @@ class MultitaskNetwork(ImageNetwork):
                 f"model.init_args.features is {self.features}. Set it to what the trunk gives."
             )
         for head in self.heads:
-            try:
-                with torch.no_grad():
-                    check_first_batch(head.loss_fn, head(features), head.wanted(batch))
-            except ValueError as unfit:
-                raise ConfigError(f"The loss of the {head.task} does not fit. {unfit}") from unfit
+            self._check_loss(head, features, batch)
+
+    def _check_loss(self, head: Head, features: Tensor, batch: Batch) -> None:
+        """The loss of some training images, by a copy of the head: a memory in it must not keep them."""
+        probe, name = copy.deepcopy(head), type(head.loss_fn).__name__
+        each = torch.empty(len(features))
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                outputs, wanted = probe(features), probe.wanted(batch)
+                check_first_batch(probe.loss_fn, outputs, wanted)
+                loss = probe.loss(outputs, wanted)
+                if self.hard_example_fraction < 1 and head.task != "embedding":
+                    each = probe.loss_of_each(outputs, wanted)
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as unfit:
+            call = "(embeddings, labels, indices)" if head.task == "embedding" else "(outputs, wanted)"
+            raise ConfigError(
+                f"The loss of the {head.task} does not fit: {' '.join(str(unfit).split())} (called as {name}{call})"
+            ) from unfit
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ConfigError(
+                f"{name} gives no single number for a batch of the {head.task}. Set its reduction to mean."
+            )
+        if each.shape != (len(features),):
+            raise ConfigError(
+                f"hard_example_fraction needs the loss of each example, but with reduction none {name} gives "
+                f"{tuple(each.shape)} for {len(features)}. Take a loss of torch.nn, or set hard_example_fraction to 1."
+            )

@@ -67,7 +67,7 @@ def write_autoencoder_page(path: Path, name: str, data: str, found: Found) -> Pa
         "name": name,
         "data": data,
         "found": found,
-        "best": min((cell for cell in found.cells.values() if cell.scores), key=_error, default=None),
+        "best": min((cell for cell in found.cells.values() if cell.scores), key=_on_validation, default=None),
         "films": [_film(found, loss) for loss in found.losses],
         "tables": [(optimizer, _rows(found, optimizer)) for optimizer in found.optimizers],
         "measures": [words for _, words, _ in _MEASURES],
@@ -83,8 +83,9 @@ def loss_words(name: str) -> str:
     return {"MSELoss": "MSE", "L1Loss": "L1", "SmoothL1Loss": "smooth L1"}.get(name, name.removesuffix("Loss"))
 
 
-def _error(cell: Cell) -> float:
-    return cell.scores["error"]
+def _on_validation(cell: Cell) -> float:
+    """The squared error by which the best is chosen: that of the last epoch, on images that the figure is not of."""
+    return mean(run.curve[-1][1] for run in cell.runs if run.fault is None)
 
 
 def _film(found: Found, loss: str) -> Filmed:

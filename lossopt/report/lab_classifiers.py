@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lossopt.lab.classifiers import Classifier, as_markdown
+from lossopt.lab.classifiers import Classifier
 from lossopt.report.chart import Chart, Series, round_numbers, share_chart
 from lossopt.report.page import render, write_page
 
@@ -22,7 +22,9 @@ def write_classifiers_page(path: Path, name: str, data: str, rows: Sequence[Clas
     Raises:
         LossoptError: it cannot be written.
     """
-    values = {"name": name, "data": data, "rows": rows, "chart": _chart(rows), "markdown": as_markdown(rows)}
+    epochs = sorted({one.epoch for row in rows for one in row.listed if one.epoch})
+    cells = [(row, [next((one for one in row.listed if one.epoch == epoch), None) for epoch in epochs]) for row in rows]
+    values = {"name": name, "data": data, "rows": cells, "epochs": epochs, "chart": _chart(rows)}
     return write_page(path, render("lab_classifiers.html.j2", values))
 
 
@@ -42,7 +44,7 @@ def _chart(rows: Sequence[Classifier]) -> Chart | None:
     last = max(int(one.x[-1]) for one in series)
     step = max(1, last // 10)
     return share_chart(
-        "Test accuracy by epoch",
+        "Validation accuracy by epoch",
         series,
         "epochs",
         [(epoch, str(epoch)) for epoch in range(1, last + 1, step)],

@@ -83,6 +83,8 @@ def test_every_variant_runs_once_and_a_failure_is_an_outcome(grid):
             {"variants": {"a": {}, "b": {"model.init_args.decodr.widths": [1]}}},
             r"variant 'b': there is no key 'decodr'",
         ),
+        ({"variants": {"a": {"seed": 5}, "b": {"seed": 6}}}, r"variant 'a' sets seed, which a grid sets .* by seeds"),
+        ({"set": {"data.init_args": {"seed": 1}}}, "set sets data.init_args.seed"),
         ({"set": {"checkpoint.monitor": "val/zzz"}}, r"variant 'SGD': checkpoint.monitor is 'val/zzz'"),
         ({"set": {"data.init_args.batch_size": 9999}}, r"variant 'SGD': .*batch_size is 9999"),
     ],

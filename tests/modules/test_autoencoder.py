@@ -14,7 +14,7 @@ from lossopt.data import MNIST, Digits, ShuffledData
 from lossopt.data.module import to_float
 from lossopt.decoders import ConvDecoder, Decoder, DenseDecoder
 from lossopt.encoders import Conv4, DenseEncoder
-from lossopt.errors import ConfigError, DataError
+from lossopt.errors import ConfigError, DataError, NonFiniteError
 from lossopt.losses import ContrastiveLoss, MSLELoss
 from lossopt.modules import Autoencoder, KeepReconstructions
 from lossopt.modules.autoencoder import one_image, variation
@@ -354,3 +354,47 @@ def test_a_strip_that_cannot_be_read_is_named(tmp_path):
         read_reconstructions(tmp_path, 8)
     with pytest.raises(ValueError, match="images must be 1 or more"):
         KeepReconstructions(0)
+
+
+class Says(nn.Module):
+    """A user's own loss that gives what it is told to."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, outputs, images):
+        return self.what(outputs, images)
+
+
+@pytest.mark.parametrize(
+    ("loss", "output", "says"),
+    [
+        (Says(lambda made, images: float((made - images).square().mean())), None, "Says gives a float"),
+        (Says(lambda made, images: torch.log(made - images - 2).mean()), None, "Says is nan on the first images"),
+        (None, nn.Softmax(dim=1), "gives 1 everywhere, whatever the image"),
+    ],
+)
+def test_a_loss_or_an_output_that_can_teach_nothing_is_refused(loss, output, says):
+    with pytest.raises(ConfigError, match=says):
+        small(loss, output).check_data(digits().splits)
+
+
+class NanLater(nn.Module):
+    """NaN in value from its fourth call on, with a gradient that is finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, outputs, images):
+        self.calls += 1
+        nan = float("nan") if self.calls > 3 else 0.0
+        return (outputs - images).square().mean() + nan
+
+
+def test_a_loss_that_is_nan_with_a_finite_gradient_stops_the_run(tmp_path):
+    with pytest.raises(NonFiniteError, match="its gradient overflowed"):
+        trainer(tmp_path, max_epochs=1, callbacks=[FiniteGuard(tmp_path)], limit_val_batches=0).fit(
+            small(NanLater()), datamodule=digits()
+        )

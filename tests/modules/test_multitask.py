@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from pytorch_lightning import Trainer
-from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.losses import ArcFaceLoss, TripletMarginLoss
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, mean_absolute_error, r2_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
@@ -21,7 +21,7 @@ from lossopt.cli import main
 from lossopt.data import InMemory, LabelledImages, ShuffledData, Splits
 from lossopt.encoders import ConvGrid, DenseEncoder
 from lossopt.errors import ConfigError, DataError
-from lossopt.losses import SupConLoss
+from lossopt.losses import MSLELoss, SupConLoss
 from lossopt.losses.balancing import FixedWeights, UncertaintyWeighting
 from lossopt.miners import BatchHardMiner
 from lossopt.modules import Classification, Embedding, MultitaskNetwork, Regression
@@ -307,10 +307,10 @@ REFUSED = [
         "no training image.*: large",
     ),
     (
-        {"regression": Regression(["x"], nn.BCELoss())},
+        {"regression": Regression(["x"], nn.BCELoss(), standardize=False)},
         {},
         ConfigError,
-        r"The loss of the regression does not fit. BCELoss",
+        r"does not fit the targets of the train split. BCELoss: targets outside",
     ),
 ]
 
@@ -319,6 +319,55 @@ REFUSED = [
 def test_data_that_do_not_fit_are_named_before_training(settings, changed, kind, says):
     with pytest.raises(kind, match=says):
         network(**settings).check_data(replace(SPLITS, **changed))
+
+
+class Float(nn.Module):
+    """A user's own loss that gives no tensor."""
+
+    def forward(self, outputs, wanted):
+        return float(F.mse_loss(outputs, wanted))
+
+
+@pytest.mark.parametrize(
+    ("heads", "says"),
+    [
+        ({"classification": Classification(3, nn.CosineEmbeddingLoss())}, r"loss of the classification does not fit"),
+        ({"classification": Classification(3, nn.CrossEntropyLoss(reduction="none"))}, "no single number"),
+        ({"regression": Regression(["x"], nn.GaussianNLLLoss())}, r"called as GaussianNLLLoss\(outputs, wanted\)"),
+        ({"regression": Regression(["x"], Float())}, "Float gives no single number"),
+        ({"regression": Regression(["x"], nn.MSELoss(reduction="none"))}, "MSELoss gives no single number"),
+        ({"embedding": Embedding(8, ArcFaceLoss(2, 8))}, "has num_classes 2, but training has 3 classes"),
+        ({"embedding": Embedding(8, ArcFaceLoss(3, 9))}, "loss of the embedding does not fit"),
+        ({"embedding": Embedding(8, nn.TripletMarginLoss())}, "loss of the embedding does not fit"),
+    ],
+)
+def test_a_loss_that_does_not_fit_its_head_is_named_before_training(heads, says):
+    made = MultitaskNetwork(DenseEncoder(8, [8], 16), 8, **{"classification": Classification(3)} | heads)
+    with pytest.raises(ConfigError, match=says):
+        made.check_data(SPLITS)
+
+
+def test_a_loss_in_a_targets_own_unit_sees_it_so_and_every_target_is_looked_at():
+    with pytest.raises(
+        ConfigError, match=r"MSLELoss means nothing on standardised targets\. Set .*standardize to false"
+    ):
+        Regression(["glow"], MSLELoss())
+    regression = Regression(["glow"], MSLELoss(), standardize=False)
+    made = MultitaskNetwork(DenseEncoder(8, [8], 16), 8, regression=regression)
+    late = SPLITS.train.targets.clone()
+    late[150, 2] = -1000.0
+    spoilt = replace(SPLITS, train=replace(SPLITS.train, targets=late))
+    with pytest.raises(ConfigError, match=r"targets of the train split.*-1"):
+        made.regression.check(spoilt)
+    made.regression.check(SPLITS)
+    batch = SPLITS.train.batch([3, 4])
+    assert torch.equal(made.regression.wanted(batch), batch.targets[:, 2:])
+
+
+def test_a_class_without_a_training_image_is_named_first():
+    kept = SPLITS.train.select(SPLITS.train.labels != 1)
+    with pytest.raises(DataError, match=r"have no training image.*middle"):
+        Classification(3).check(replace(SPLITS, train=kept, validation=SPLITS.validation.numbered_as(kept.class_names)))
 
 
 def test_a_trunk_that_does_not_fit_is_named_before_training():
