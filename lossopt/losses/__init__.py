@@ -3,7 +3,6 @@
 Those on numbers and classes follow torch.nn's, `loss_fn(prediction, target)`; most of them are torch.nn's own.
 """
 
-from lossopt.losses.balancing import FixedWeights, UncertaintyWeighting
 from lossopt.losses.classification import HingeLoss, MultiClassHingeLoss, SquaredHingeLoss
 from lossopt.losses.embedding import ContrastiveLoss, CosineEmbeddingLoss, HingeEmbeddingLoss
 from lossopt.losses.memory import CrossBatchMemory
@@ -24,7 +23,6 @@ __all__ = [
     "ContrastiveLoss",
     "CosineEmbeddingLoss",
     "CrossBatchMemory",
-    "FixedWeights",
     "GeneralizedLiftedStructureLoss",
     "HingeEmbeddingLoss",
     "HingeLoss",
@@ -42,5 +40,4 @@ __all__ = [
     "SquaredHingeLoss",
     "SupConLoss",
     "TripletLoss",
-    "UncertaintyWeighting",
 ]
