@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ProgressBar as AnyProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lossopt.callbacks import ProgressBar, rows_of
+from lossopt.callbacks import ProgressBar
 from lossopt.data.module import RetrievalData, to_float
 from lossopt.data.shuffled import ShuffledData
 from lossopt.errors import ConfigError
@@ -21,6 +21,7 @@ from lossopt.processes import check_strategy
 from lossopt.retrieval.counting import relevant_and_candidates
 from lossopt.retrieval.index import NeighbourIndex
 from lossopt.retrieval.task import make_task
+from lossopt.tables import rows_of
 
 
 def check_settings(made: Namespace) -> pl.Trainer:

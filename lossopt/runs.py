@@ -17,7 +17,6 @@ import torch
 import yaml
 
 from lossopt import config as configuration
-from lossopt.callbacks import rows_of
 from lossopt.checkpoints import CONFIG_KEY, DurableCheckpointIO
 from lossopt.data.dataset import LabelledImages, SquareImages
 from lossopt.data.folder import read_images
@@ -33,6 +32,7 @@ from lossopt.retrieval.pairs import draw_pairs
 from lossopt.retrieval.store import write_embeddings
 from lossopt.retrieval.vectors import LabelledVectors
 from lossopt.retrieval.verification import Threshold, verify
+from lossopt.tables import rows_of
 
 CONFIG, ENVIRONMENT, RESULTS = "config.yaml", "environment.txt", "results.json"
 THRESHOLD, EMBEDDINGS = "threshold.json", "embeddings"

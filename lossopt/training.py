@@ -23,14 +23,8 @@ from pytorch_lightning.loggers import Logger
 
 from lossopt import config as configuration
 from lossopt import processes
-from lossopt.callbacks import (
-    FiniteGuard,
-    RetrievalAtValidation,
-    ScoresAtValidation,
-    TrainingHealth,
-    scores_line,
-    scores_of,
-)
+from lossopt.callbacks import FiniteGuard, RetrievalAtValidation, ScoresAtValidation, TrainingHealth
+from lossopt.callbacks.validation import scores_line, scores_of
 from lossopt.checkpoints import (
     BEST,
     FOLDER,

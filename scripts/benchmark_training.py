@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from lossopt import config as configuration
-from lossopt.callbacks import evaluate_table
 from lossopt.data.module import RetrievalData, to_float
 from lossopt.retrieval.embeddings import embed
+from lossopt.tables import evaluate_table
 from lossopt.tracking import read_metrics
 from lossopt.training import keep_freed_memory, train
 

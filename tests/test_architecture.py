@@ -33,13 +33,14 @@ MAY_IMPORT = {
     "signals": {"errors", "processes"},
     "data": {"errors", "miners", "samplers"},
     "modules": {"data", "decoders", "durable", "errors", "health", "losses", "miners", "retrieval", "schedules"},
-    "callbacks": {"data", "durable", "errors", "health", "modules", "retrieval", "tracking"},
+    "callbacks": {"data", "durable", "errors", "health", "modules", "retrieval", "tables", "tracking"},
+    "tables": {"data", "retrieval"},
     "health": {"errors"},
     "mining": {"callbacks", "data", "errors", "health", "miners", "retrieval", "samplers"},
     "explain": set(),
     "config": {"errors", "explain", "retrieval"},
     "comparison": {
-        *("callbacks", "config", "data", "durable", "errors", "explain", "health", "preflight", "retrieval", "runs"),
+        *("config", "data", "durable", "errors", "explain", "health", "preflight", "retrieval", "runs", "tables"),
         *("tracking", "training"),
     },
     "comparison.statistics": {"retrieval"},
@@ -47,13 +48,13 @@ MAY_IMPORT = {
     "comparison.conclusion": {"comparison"},
     "comparison.text": {"comparison"},
     "lab": {
-        *("activations", "checkpoints", "comparison", "config", "data", "errors", "health", "losses", "modules"),
-        *("preflight", "runs", "tracking", "training"),
+        *("activations", "callbacks", "checkpoints", "comparison", "config", "data", "errors", "health", "losses"),
+        *("modules", "preflight", "runs", "tracking", "training"),
     },
     "lab.pieces": set(),
     "report": {"checkpoints", "comparison", "data", "durable", "errors", "health", "lab", "retrieval", "tracking"},
     "runs": {
-        *("callbacks", "checkpoints", "config", "data", "durable", "errors", "modules", "report", "retrieval"),
+        *("checkpoints", "config", "data", "durable", "errors", "modules", "report", "retrieval", "tables"),
         "tracking",
     },
 }
@@ -64,7 +65,7 @@ FENCES = {
     "optuna": {"comparison/tuning.py"},
     "matplotlib": {"report/", "lab/"},
     "pytorch_lightning": {
-        *("data/module.py", "modules/", "callbacks.py", "checkpoints.py", "tracking/"),
+        *("data/module.py", "modules/", "callbacks/", "checkpoints.py", "tracking/"),
         *("config.py", "preflight.py", "processes.py", "mining.py", "training.py"),
         *("comparison/baselines.py", "comparison/conduct.py", "comparison/workers.py"),
     },

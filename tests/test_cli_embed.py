@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from lossopt import data
-from lossopt.callbacks import evaluate_table
 from lossopt.cli import main
 from lossopt.data import Folder, InMemory, LabelledImages, OnDisk, Splits, query_gallery
 from lossopt.data.dataset import SquareImages
@@ -33,6 +32,7 @@ from lossopt.modules import TripletNetwork
 from lossopt.retrieval.evaluation import evaluate_retrieval
 from lossopt.retrieval.store import read_embeddings
 from lossopt.runs import LoadedRun, embed_images, embed_split, load_run
+from lossopt.tables import evaluate_table
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 SMALL = {

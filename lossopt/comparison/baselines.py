@@ -14,7 +14,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from lossopt.callbacks import rows_of
 from lossopt.comparison.plan import Plan
 from lossopt.comparison.settings import Task
 from lossopt.config import instantiate, parse
@@ -24,6 +23,7 @@ from lossopt.errors import EvaluationError
 from lossopt.retrieval.embeddings import collected, embedded
 from lossopt.retrieval.evaluation import evaluate_vectors
 from lossopt.retrieval.queries import QUERIES, QueryFigures, query_figures, read_queries, write_queries
+from lossopt.tables import rows_of
 
 UNTRAINED, PIXELS = "untrained", "raw pixels"
 REFUSED = "refused.txt"

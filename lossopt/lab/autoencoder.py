@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.decomposition import PCA
 
+from lossopt.callbacks.reconstructions import read_reconstructions
 from lossopt.data.dataset import LabelledImages, Splits
 from lossopt.errors import DataError
 from lossopt.lab.grid import Outcome
 from lossopt.modules.autoencoder import VARIES
-from lossopt.modules.reconstructions import read_reconstructions
 
 
 class Run(NamedTuple):

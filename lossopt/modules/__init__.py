@@ -3,7 +3,6 @@
 from lossopt.modules.autoencoder import Autoencoder
 from lossopt.modules.heads import Classification, Embedding, Regression
 from lossopt.modules.multitask import MultitaskNetwork
-from lossopt.modules.reconstructions import KeepReconstructions
 from lossopt.modules.siamese import SiameseNetwork
 from lossopt.modules.triplet import TripletNetwork
 
@@ -11,7 +10,6 @@ __all__ = [
     "Autoencoder",
     "Classification",
     "Embedding",
-    "KeepReconstructions",
     "MultitaskNetwork",
     "Regression",
     "SiameseNetwork",

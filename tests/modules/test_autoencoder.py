@@ -9,16 +9,16 @@ from PIL import Image
 from pytorch_lightning import Trainer, seed_everything
 from torch import nn
 
-from lossopt.callbacks import FiniteGuard, TrainingHealth
+from lossopt.callbacks import FiniteGuard, KeepReconstructions, TrainingHealth
+from lossopt.callbacks.reconstructions import RECONSTRUCTIONS, read_reconstructions
 from lossopt.data import MNIST, Digits, ShuffledData
 from lossopt.data.module import to_float
 from lossopt.decoders import ConvDecoder, Decoder, DenseDecoder
 from lossopt.encoders import Conv4, DenseEncoder
 from lossopt.errors import ConfigError, DataError, NonFiniteError
 from lossopt.losses import ContrastiveLoss, MSLELoss
-from lossopt.modules import Autoencoder, KeepReconstructions
+from lossopt.modules import Autoencoder
 from lossopt.modules.autoencoder import one_image, variation
-from lossopt.modules.reconstructions import RECONSTRUCTIONS, read_reconstructions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 
@@ -340,7 +340,7 @@ def test_a_run_that_validates_seldom_leaves_fewer_rows(tmp_path):
 
 
 def test_the_strip_of_coloured_images_is_coloured(tmp_path):
-    from lossopt.modules.reconstructions import _row
+    from lossopt.callbacks.reconstructions import _row
 
     row = _row(torch.tensor([0.0, 0.5, 2.0]).view(1, 3, 1, 1).expand(2, 3, 4, 5))
     assert row.shape == (4, 10, 3) and row[0, 0].tolist() == [0, 128, 255]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lossopt.callbacks import rows_of
 from lossopt.data.dataset import InMemory, LabelledImages
 from lossopt.errors import ConfigError
 from lossopt.report.chart import LEFT, TOP, Series, density_chart, line_chart, round_numbers, share_chart
@@ -23,6 +22,7 @@ from lossopt.report.logged import logged_galleries, logged_tables
 from lossopt.report.thumbnails import FilePictures, TablePictures, Thumbnails, sprite_sheet, thumbnail
 from lossopt.retrieval.evaluation import evaluate_vectors
 from lossopt.retrieval.vectors import Rows
+from lossopt.tables import rows_of
 from lossopt.tracking import finish, log_galleries, log_table, loggers, read_offline_run
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from lossopt.callbacks import rows_of
 from lossopt.data.dataset import InMemory, LabelledImages, Splits
 from lossopt.errors import DataError
 from lossopt.health import HealthLog, Sign
@@ -24,6 +23,7 @@ from lossopt.report.run import write_run_report, write_vectors_report
 from lossopt.retrieval.evaluation import evaluate_vectors
 from lossopt.retrieval.vectors import Rows
 from lossopt.retrieval.verification import verify
+from lossopt.tables import rows_of
 
 HOSTILE = (
     "x&<img src=q onerror=alert(1)>",

@@ -10,6 +10,7 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lossopt.callbacks.validation import epochs_done
 from lossopt.data.dataset import Batch
 from lossopt.durable import write_whole
 from lossopt.errors import DataError
@@ -49,9 +50,7 @@ class KeepReconstructions(Callback):
             return
         shown = batch.images[: self.images]
         path = Path(trainer.default_root_dir) / RECONSTRUCTIONS
-        epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else trainer.current_epoch
-        every = trainer.check_val_every_n_epoch or 1
-        row = 1 + epoch // every
+        row = 1 + epochs_done(trainer) // (trainer.check_val_every_n_epoch or 1)
         rows = _rows(path, shown.shape[-2])[:row] or [_row(shown)]
         rows += [np.zeros_like(rows[0])] * (row - len(rows))  # validations that were left out
         rows.append(_row(pl_module(shown)))
@@ -78,9 +77,9 @@ def read_reconstructions(folder: Path, height: int) -> np.ndarray:
     try:
         rows = _rows(path, height)
     except (OSError, ValueError) as error:
-        raise DataError(f"Cannot read {path} ({error}). Train with lossopt.modules.KeepReconstructions.") from error
+        raise DataError(f"Cannot read {path} ({error}). Train with lossopt.callbacks.KeepReconstructions.") from error
     if not rows:
-        raise DataError(f"There is no {path}. Train with lossopt.modules.KeepReconstructions in trainer.callbacks.")
+        raise DataError(f"There is no {path}. Train with lossopt.callbacks.KeepReconstructions in trainer.callbacks.")
     return np.stack(rows)
 
 
