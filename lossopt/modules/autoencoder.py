@@ -18,6 +18,7 @@ from lossopt.health import Kind, Sign
 from lossopt.losses.preconditions import check_first_batch, check_output_range
 from lossopt.modules.network import ImageNetwork
 
+SMOOTH_BETA = 0.1  # of the measure smooth_l1; with 1 it would be half the mse, for pixels are in [0, 1]
 VARIES = 0.02  # share of the images' variance below which reconstructions count as one image
 _LOOKED_AT = 64  # training images that the check before training rebuilds
 NEAR = 0.2  # a constant image's error may exceed that of the best one by this share: momentum makes it swing
@@ -28,8 +29,9 @@ class Autoencoder(ImageNetwork):
     """Squeezes each image into a short code and rebuilds it; every measure below scores it, whichever it is trained on.
 
     error: squared error per image, summed over its pixels (784 times the mse for 28 x 28). mse, l1, smooth_l1: per
-    pixel, as torch.nn defines them. loss: the one that is trained. variation: how much the reconstructions vary from
-    image to image, as a share of how much the images do; near 0 every image becomes the same one (see `one_image`).
+    pixel, as torch.nn defines them, smooth_l1 with a beta of 0.1. loss: the one that is trained. variation: how much
+    the reconstructions vary from image to image, as a share of how much the images do; near 0 every image becomes the
+    same one (see `one_image`).
 
     Args:
         encoder: (b, c, h, w) images in [0, 1] to (b, d) codes; afterwards any command that embeds can use it.
@@ -96,7 +98,7 @@ class Autoencoder(ImageNetwork):
             "error": mse * images[0].numel(),
             "mse": mse,
             "l1": F.l1_loss(made, images),
-            "smooth_l1": F.smooth_l1_loss(made, images),
+            "smooth_l1": F.smooth_l1_loss(made, images, beta=SMOOTH_BETA),
             "loss": self.loss_fn(outputs, images),
             "variation": variation(images, made),
         }

@@ -92,8 +92,10 @@ def _film(found: Found, loss: str) -> Filmed:
     """The first seed of each optimiser's best rate."""
     cells = [found.cells[loss, optimizer] for optimizer in found.optimizers if (loss, optimizer) in found.cells]
     strips = []
-    for row in range(max((len(cell.strip) for cell in cells), default=0)):
-        words = "the images" if row == 0 else "untrained" if row == 1 else f"epoch {row - 1}"
+    epochs = max((cell.runs[0].curve for cell in cells), key=len, default=())  # one picture for each validation
+    names = ["the images", *("untrained" if epoch == 0 else f"epoch {epoch}" for epoch, _ in epochs)]
+    rows = max((len(cell.strip) for cell in cells), default=0)
+    for row, words in enumerate(names[:rows]):
         strips.append(Strip(words, tuple(_uri(cell.strip[row]) if row < len(cell.strip) else "" for cell in cells)))
     heads = tuple(f"{cell.optimizer}, rate {cell.rate:g}" for cell in cells)
     return Filmed(loss_words(loss), heads, tuple(strips))

@@ -98,6 +98,15 @@ def test_the_rows_of_the_strip_are_the_pictures_of_the_page(found, page):
     assert "These runs left no pictures" in page.words  # those of L1
 
 
+def test_the_rows_of_the_strip_are_named_by_the_epochs_that_were_validated(found, tmp_path):
+    every_other = found[0].runs[0]._replace(curve=((0, 180.0), (2, 20.0), (4, 9.0)), seconds={2: 3.0, 4: 6.0})
+    cell = found[0].cells["MSELoss", "Adam"]._replace(runs=(every_other,))
+    only = found[0]._replace(losses=("MSELoss",), optimizers=("Adam",), cells={("MSELoss", "Adam"): cell})
+    path = write_autoencoder_page(tmp_path / "page.html", "tiny", "Digits.", only)
+    pictures = Texts(path.read_text(encoding="utf-8")).pictures
+    assert [one["alt"].split(",")[0] for one in pictures] == ["the images", "untrained", "epoch 2", "epoch 4"]
+
+
 def test_the_table_gives_each_loss_by_each_measure(page):
     rows = {tuple(row[:2]): row[2:] for row in page.rows if len(row) == 8}
     assert rows["MSE", "0.01"] == ["9.00", "0.01148", "0.03000", "0.00574", "3.2 s", "6 s"]
