@@ -75,6 +75,40 @@ class RandomAffine(Augmentation):
         return torch.stack(rows, dim=1).view(b, 2, 3)
 
 
+class RandomElastic(Augmentation):
+    """Bends some images of a batch, each by its own smooth random field, as another hand would have drawn them.
+
+    Bicubic, so that thin lines stay as sharp as they were: what is rebuilt from bent images is not blurred by them.
+
+    Args:
+        amount: standard deviation of the shift at the knots, as a share of the image's side.
+        knots: along each side; between them the field is cubic. Fewer bend the image as a whole.
+        share: probability that an image is bent; the others stay bit for bit.
+
+    Source: Simard, Steinkraus & Platt 2003, Best Practices for Convolutional Neural Networks, ICDAR, section 3.
+    """
+
+    def __init__(self, amount: float = 0.03, knots: int = 5, share: float = 0.5) -> None:
+        if amount < 0 or not 0 <= share <= 1:
+            raise ValueError(f"amount is 0 or more and share from 0 to 1, got {amount} and {share}.")
+        if knots < 2:
+            raise ValueError(f"knots must be 2 or more, got {knots}.")
+        self.amount, self.knots, self.share = amount, knots, share
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """images: (b, c, h, w) float. Returns the same shape."""
+        bent = (torch.rand(len(images), generator=generator) < self.share).nonzero()[:, 0]
+        if not len(bent):
+            return images
+        shifts = torch.randn((len(bent), 2, self.knots, self.knots), generator=generator) * (2 * self.amount)
+        bent, some = bent.to(images.device), images[bent.to(images.device)]
+        size = list(some.shape[2:])
+        field = F.interpolate(shifts.to(some), size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+        still = torch.eye(2, 3, device=some.device, dtype=some.dtype).expand(len(some), -1, -1)
+        grid = F.affine_grid(still, list(some.shape), align_corners=False) + field
+        return images.index_copy(0, bent, F.grid_sample(some, grid, mode="bicubic", align_corners=False).clamp(0, 1))
+
+
 class RandomFlip(Augmentation):
     """Mirrors each image left to right with probability 1/2."""
 

@@ -28,6 +28,7 @@ _MEMBER = re.compile(r"(?:[^/]+/)?(BCCD/(?:Annotations/[^/]+\.xml|JPEGImages/[^/
 _NUMBER = 732
 _CONTENT = "71b8b9627d476ae4f7c40ada5781cc96ebfc8f0ac840fbc77b4e42057867f807"
 _EVALUATION_SEED = 1
+_BORDERS: dict[str, Literal["constant", "reflect"]] = {"black": "constant", "mirror": "reflect"}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -42,9 +43,9 @@ class _Cells(NamedTuple):
 class BCCD:
     """4,886 blood cells of 364 micrographs: what is the cell nearest the middle of the window, where, and how large?
 
-    A window is cut round every cell, its middle up to `jitter` pixels off the cell's, mirrored at the edge of the
-    micrograph. Neighbours may come nearer to the middle than the cell itself: then they are what is asked for.
-    Classes: "RBC" (85 %), "WBC" and "Platelets"; report balanced accuracy. Groups: the micrographs. Targets:
+    A window is cut round every cell, its middle up to `jitter` pixels off the cell's. Neighbours may come nearer to
+    the middle than the cell itself: then they are what is asked for. Classes: "RBC" (85 %), "WBC" and "Platelets";
+    report balanced accuracy. Groups: the micrographs. Targets:
 
         dx, dy          from the middle of the window to that of the cell's box, right and down, in half windows
         width, height   of the box, in windows
@@ -57,6 +58,8 @@ class BCCD:
         window: side of the windows in pixels of the micrograph, which is 640 x 480.
         jitter: the middle of a window is off by so many pixels at most, across and down, uniform.
         windows_per_cell: in training, each with a jitter of its own.
+        border: what lies beyond the micrograph. "black", or "mirror": there a box that ends at the edge looks like a
+            whole cell, with half of the box.
         train: "train" (205 micrographs; the 87 of "val" validate), or "trainval": both, for a last fit. Validation
             then says nothing, for it is trained on.
         seed: of the training windows.
@@ -81,6 +84,7 @@ class BCCD:
         window: int = 240,
         jitter: int = 24,
         windows_per_cell: int = 1,
+        border: Literal["black", "mirror"] = "black",
         train: Literal["train", "trainval"] = "train",
         seed: int = 0,
     ) -> None:
@@ -89,10 +93,12 @@ class BCCD:
                 raise ConfigError(f"BCCD's {name} is {given}; it must be 1 or more.")
         if not 0 <= 2 * jitter < window:
             raise ConfigError(f"BCCD's jitter is 0 or more and less than half the window of {window}, got {jitter}.")
+        if border not in _BORDERS:
+            raise ConfigError(f"BCCD's border is {' or '.join(_BORDERS)}, not {border!r}.")
         if train not in ("train", "trainval"):
             raise ConfigError(f"BCCD trains on train or trainval, not {train!r}.")
         self.root, self.image_size, self.window, self.jitter = root, image_size, window, jitter
-        self.windows_per_cell, self.train, self.seed = windows_per_cell, train, seed
+        self.windows_per_cell, self.border, self.train, self.seed = windows_per_cell, border, train, seed
 
     def splits(self) -> Splits:
         """The three tables, in memory. Raises: DataError: the zip is missing, or is not the owner's."""
@@ -127,7 +133,7 @@ class BCCD:
         micrographs = archive.read(members[f"BCCD/ImageSets/Main/{part}.txt"]).decode().split()
         for group, micrograph in enumerate(micrographs):
             cells = self._cells(archive.read(members[f"BCCD/Annotations/{micrograph}.xml"]))
-            picture = _picture(archive.read(members[f"BCCD/JPEGImages/{micrograph}.jpg"]), self.window)
+            picture = self._picture(archive.read(members[f"BCCD/JPEGImages/{micrograph}.jpg"]))
             for row, middle in enumerate(self._middles(cells, windows, generator)):
                 nearest = ((cells.centres - middle) ** 2).sum(axis=1).argmin()
                 images.append(self._cut(picture, middle))
@@ -163,6 +169,13 @@ class BCCD:
             for _ in range(windows):
                 yield np.round(centre + generator.uniform(-self.jitter, self.jitter, 2)).astype(int)
 
+    def _picture(self, content: bytes) -> np.ndarray:
+        """(h + 2 window, w + 2 window, 3) uint8: a micrograph with a margin for the windows at its edge."""
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            picture = np.asarray(image.convert("RGB"))
+        margin = ((self.window, self.window), (self.window, self.window), (0, 0))
+        return np.pad(picture, margin, mode=_BORDERS[self.border])
+
     def _cut(self, picture: np.ndarray, middle: np.ndarray) -> np.ndarray:
         """(s, s, 3) window of a micrograph that has a margin of one window all round."""
         x, y = middle + self.window - self.window // 2
@@ -180,13 +193,6 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, str]:
             f"of its kind of files, expected {_NUMBER:,} with the owner's content. Fetch it again from there."
         )
     return {name: entry.filename for name, entry in found.items()}
-
-
-def _picture(content: bytes, margin: int) -> np.ndarray:
-    """(h + 2 margin, w + 2 margin, 3) uint8, mirrored at the edges."""
-    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-        picture = np.asarray(image.convert("RGB"))
-    return np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
 
 
 def _channels_first(images: list[np.ndarray]) -> Tensor:

@@ -6,9 +6,16 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from lossopt.data.augment import PerImage, RandomAffine, RandomFlip, RandomResizedCrop, TurnAndFlip
+from lossopt.data.augment import PerImage, RandomAffine, RandomElastic, RandomFlip, RandomResizedCrop, TurnAndFlip
 
-ALL = [RandomAffine(), RandomFlip(), RandomResizedCrop(), TurnAndFlip(), PerImage(v2.RandomRotation(20))]
+ALL = [
+    RandomAffine(),
+    RandomElastic(),
+    RandomFlip(),
+    RandomResizedCrop(),
+    TurnAndFlip(),
+    PerImage(v2.RandomRotation(20)),
+]
 
 
 def seeded(seed):
@@ -68,6 +75,35 @@ def test_affine_maps_are_what_their_names_say_and_stay_in_range(settings, expect
 def test_what_moves_in_is_the_fill():
     moved = RandomAffine(degrees=0, scale=(0.5, 0.5), shear=0, shift=0, fill=1.0)(torch.zeros(2, 1, 8, 8), seeded(0))
     assert moved[:, :, 0, 0].eq(1).all() and moved[:, :, 4, 4].eq(0).all()
+
+
+def test_elastic_moves_the_knots_by_what_is_asked_and_what_lies_between_them_smoothly():
+    across = (0.5 + (torch.arange(33) - 16) * 0.01).expand(33, 33)
+    ramps = torch.stack([across, across.T]).expand(3_000, 2, 33, 33)  # an image that tells where each pixel is from
+    moved = (RandomElastic(amount=0.04, knots=5, share=1.0)(ramps, seeded(0)) - ramps) / 0.01
+    middle = moved[:, :, 16, 16]  # a knot, where the field is what was drawn
+    torch.testing.assert_close(middle.std(dim=0), torch.full((2,), 0.04 * 33), rtol=0.05, atol=0)
+    assert middle.mean(dim=0).abs().max() < 0.1 and abs(torch.corrcoef(middle.T)[0, 1]) < 0.06
+    inner = moved[:, :, 8:25, 8:25]
+    assert inner.diff(dim=-1).abs().mean() < 0.3 * inner.abs().mean()
+    rough = (RandomElastic(amount=0.04, knots=17, share=1.0)(ramps, seeded(0)) - ramps)[:, :, 8:25, 8:25] / 0.01
+    assert rough.diff(dim=-1).abs().mean() > 2 * inner.diff(dim=-1).abs().mean()
+
+
+def test_elastic_leaves_its_share_and_stays_between_black_and_white():
+    images = (torch.rand(2_000, 1, 12, 12, generator=seeded(5)) < 0.5).float()
+    bent = RandomElastic(amount=0.05, share=0.25)(images, seeded(0))
+    changed = (bent != images).flatten(1).any(dim=1)
+    assert 0.22 < changed.float().mean() < 0.28
+    assert bent.min() >= 0 and bent.max() <= 1
+    assert torch.equal(RandomElastic(share=0.0)(images, seeded(0)), images)
+    torch.testing.assert_close(RandomElastic(amount=0.0, share=1.0)(images, seeded(0)), images)
+
+
+@pytest.mark.parametrize("settings", [{"amount": -0.1}, {"share": 1.1}, {"share": -0.1}, {"knots": 1}])
+def test_an_elastic_field_that_cannot_be_is_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        RandomElastic(**settings)
 
 
 def test_crop_stays_inside_the_image():

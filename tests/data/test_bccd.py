@@ -17,7 +17,7 @@ from lossopt.errors import ConfigError, DataError
 CLASSES = ("RBC", "WBC", "Platelets")
 
 
-def windows_by_definition(path, split, seed, per_cell=1, side=240, out=80, jitter=24):
+def windows_by_definition(path, split, seed, per_cell=1, side=240, out=80, jitter=24, border="mirror"):
     """(n, s, s, 3) images, (n,) classes and (n, 4) targets, by the plainest program there is."""
     archive, generator = zipfile.ZipFile(path), np.random.default_rng(seed)
     images, classes, targets = [], [], []
@@ -30,7 +30,10 @@ def windows_by_definition(path, split, seed, per_cell=1, side=240, out=80, jitte
         box, kinds = box[keep], kinds[keep]
         centre, size = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
         image = np.asarray(Image.open(io.BytesIO(archive.read(f"BCCD/JPEGImages/{name}.jpg"))).convert("RGB"))
-        padded = np.pad(image, ((side, side), (side, side), (0, 0)), mode="reflect")
+        padded = np.zeros((image.shape[0] + 2 * side, image.shape[1] + 2 * side, 3), np.uint8)
+        padded[side:-side, side:-side] = image
+        if border == "mirror":
+            padded = np.pad(image, ((side, side), (side, side), (0, 0)), mode="reflect")
         for c in np.repeat(centre, per_cell, axis=0):
             p = np.round(c + generator.uniform(-jitter, jitter, 2)).astype(int)
             i = ((centre - p) ** 2).sum(1).argmin()
@@ -53,7 +56,7 @@ def test_the_real_test_windows_are_those_of_the_definition_bit_for_bit(data_root
     path = data_root / "bccd" / "BCCD.zip"
     with zipfile.ZipFile(path) as archive:
         members = bccd._members(archive, path)  # the splits as a whole take eight seconds
-        table = BCCD()._table(archive, members, "test", 1, bccd._EVALUATION_SEED)
+        table = BCCD(border="mirror")._table(archive, members, "test", 1, bccd._EVALUATION_SEED)
     assert len(table) == 945 and torch.bincount(table.labels).tolist() == [805, 71, 69]
     assert len(table.group_names) == 72 and table.targets.dtype == torch.float32
     equal(table, windows_by_definition(path, "test", seed=1))
@@ -99,12 +102,12 @@ def named(archive):
     return ((name.removeprefix("BCCD_Dataset-master/"), name) for name in archive.namelist())
 
 
-@pytest.mark.parametrize("train", ["train", "trainval"])
+@pytest.mark.parametrize(("train", "border"), [("train", "black"), ("train", "mirror"), ("trainval", "black")])
 @pytest.mark.parametrize(("per_cell", "seed", "window", "size", "jitter"), [(1, 0, 40, 20, 9), (3, 7, 41, 41, 0)])
-def test_splits_windows_and_numbers_are_as_asked(small, train, per_cell, seed, window, size, jitter):
+def test_splits_windows_and_numbers_are_as_asked(small, train, border, per_cell, seed, window, size, jitter):
     root, plain = small
-    splits = BCCD(str(root), size, window, jitter, per_cell, train, seed).splits()
-    shape = {"side": window, "out": size, "jitter": jitter}
+    splits = BCCD(str(root), size, window, jitter, per_cell, border, train, seed).splits()
+    shape = {"side": window, "out": size, "jitter": jitter, "border": border}
     equal(splits.train, windows_by_definition(plain, train, seed, per_cell, **shape))
     equal(splits.validation, windows_by_definition(plain, "val", 1, **shape))
     equal(splits.test, windows_by_definition(plain, "test", 1, **shape))
@@ -122,6 +125,7 @@ def test_splits_windows_and_numbers_are_as_asked(small, train, per_cell, seed, w
         ({"windows_per_cell": 0}, "windows_per_cell is 0"),
         ({"window": 40, "jitter": 20}, "less than half the window of 40, got 20"),
         ({"jitter": -1}, "jitter is 0 or more"),
+        ({"border": "grey"}, "black or mirror, not 'grey'"),
         ({"train": "val"}, "train or trainval, not 'val'"),
     ],
 )
