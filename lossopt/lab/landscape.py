@@ -78,6 +78,7 @@ def landscape(
     _check(points, reach, images)
     loaded = load_run(run)
     model = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    simplified = compare_everything(model)
     epoch = int(DurableCheckpointIO().load_checkpoint(loaded.checkpoint)["epoch"]) + 1  # Lightning counts from 0
     kept, notes = _checkpoints(loaded, epoch)
     batches = training_batches(model, loaded.data, loaded.config["seed"], images)
@@ -92,7 +93,7 @@ def landscape(
         )
     loss = losses_on_plane(model, batches, plane, x, y)
     path_loss = np.array([loss_of_state(model, batches, state) for state in kept.values()])
-    said = [*_notes(model, plane, batches, loss), *notes]
+    said = [*_notes(model, plane, batches, loss), *simplified, *notes]
     name = f"{loaded.config['name']}, seed {loaded.config['seed']}: {type(model).__name__} at epoch {epoch}"
     return Landscape(name, plane.axes, x, y, loss, path, list(kept), path_loss, apart, said)
 
@@ -135,7 +136,7 @@ def training_loss(model: TrainedNetwork, batches: Sequence[Batch]) -> float:
         warnings.filterwarnings("ignore", ".*`self.log.*")  # what it logs goes nowhere, for there is no trainer
         torch.manual_seed(0)  # a step that draws numbers draws the same at every place
         for number, batch in enumerate(batches):
-            loss = _step(model, batch, number)
+            loss = model.training_step(batch, number)
             if loss is None:
                 return float("nan")
             if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -148,21 +149,29 @@ def training_loss(model: TrainedNetwork, batches: Sequence[Batch]) -> float:
     return mean if np.isfinite(mean) else float("nan")
 
 
-def _step(model: TrainedNetwork, batch: Batch, number: int) -> Any:
-    """The training step, but for a miner, and with easy examples, too."""
-    if isinstance(model, EmbeddingNetwork):
-        return model.loss_fn(model(batch.images), batch.labels)
+def compare_everything(model: TrainedNetwork) -> list[str]:
+    """Takes from a model what picks other examples at every place, a miner or hard examples; what was done, in words.
+
+    The mean over those that are picked says nothing of how many there are.
+    """
     if isinstance(model, MultitaskNetwork):
         model.hard_example_fraction = 1.0
         if model.embedding is not None:
             model.embedding.miner = None
-    return model.training_step(batch, number)
+        return ["All examples count, hard or not, and an embedding compares everything in the batch."]
+    if not isinstance(model, EmbeddingNetwork) or model.miner is None:
+        return []
+    name, model.miner = type(model.miner).__name__, None
+    return [
+        f"The miner, {name}, is left out and everything in a batch is compared: it picks other tuples at every place, "
+        "and their mean says nothing of how many there are."
+    ]
 
 
 def loss_of_state(model: TrainedNetwork, batches: Sequence[Batch], state: State) -> float:
-    """`training_loss` of the model with another state dict; its own is put back."""
-    with _restored(model):
-        model.load_state_dict(state)
+    """`training_loss` of the model with another state dict, which may hold more (a miner's); its own is put back."""
+    with _restored(model) as own:
+        model.load_state_dict({name: state[name] for name in own})
         return training_loss(model, batches)
 
 
@@ -360,13 +369,6 @@ def _notes(model: nn.Module, plane: Plane, batches: Sequence[Batch], loss: np.nd
     loss_fn = getattr(model, "loss_fn", None)
     what = "the training loss" if loss_fn is None else type(loss_fn).__name__
     notes = [f"Height is {what} on {images} training images, the same at every place, without augmentation."]
-    if isinstance(model, MultitaskNetwork):
-        notes.append("All examples count, hard or not, and an embedding compares everything in the batch.")
-    if isinstance(model, EmbeddingNetwork) and model.miner is not None:
-        notes.append(
-            f"The miner, {type(model.miner).__name__}, is left out and everything in a batch is compared: it picks "
-            "other tuples at every place, and their mean says nothing of how many there are."
-        )
     if getattr(loss_fn, "reduction", "") == "mean_active" or getattr(loss_fn, "select", "all") != "all":
         notes.append(f"{what} is a mean over the tuples that it selects, which are others at every place.")
     if plane.kind == "random":

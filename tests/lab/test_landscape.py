@@ -1,5 +1,6 @@
 """The landscape against closed forms, its directions against their definition, and around a really trained network."""
 
+import copy
 import random
 import shutil
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import nn
 
 from lossopt.checkpoints import weight_history
@@ -15,9 +18,12 @@ from lossopt.data import Digits
 from lossopt.data.augment import RandomAffine
 from lossopt.data.dataset import Batch
 from lossopt.data.shuffled import ShuffledData
+from lossopt.encoders import DenseEncoder
 from lossopt.errors import ConfigError, LossoptError
 from lossopt.lab import landscape as lab
 from lossopt.lab.landscape import Plane, filter_normalised, landscape, losses_on_plane, project, training_loss
+from lossopt.miners import BatchHardMiner, RandomTripletMiner
+from lossopt.modules import Classification, Embedding, MultitaskNetwork, TripletNetwork
 from lossopt.modules.network import TrainedNetwork
 from lossopt.runs import load_run
 from lossopt.training import train
@@ -190,6 +196,36 @@ def test_a_step_that_gives_no_loss_is_refused():
         training_loss(Toy(lambda toy, batch: {"loss": 1.0}), batches(2))
     with pytest.raises(ConfigError, match="returns Tensor, not a loss"):
         training_loss(Toy(lambda toy, batch: toy.bias * 1), batches(2))
+
+
+def test_a_miner_is_left_out_although_checkpoints_hold_its_state():
+    torch.manual_seed(0)
+    encoder, loss_fn = DenseEncoder(4, [8], image_size=2), TripletMarginLoss(margin=1.0)
+    network = TripletNetwork(encoder, loss_fn, RandomTripletMiner(1)).eval()
+    batch = Batch(torch.rand(12, 1, 2, 2), torch.arange(12) % 3, torch.arange(12), 0)
+    state = copy.deepcopy(network.state_dict())
+    assert any(name.startswith("miner.") for name in state)
+    assert "The miner, RandomTripletMiner, is left out" in lab.compare_everything(network)[0]
+    every = loss_fn(network(batch.images), batch.labels).item()
+    assert training_loss(network, [batch]) == pytest.approx(every)
+    moved = {name: value + 1 if name == "encoder.project.bias" else value for name, value in state.items()}
+    found = lab.loss_of_state(network, [batch], moved)
+    network.encoder.project.bias.data += 1
+    assert found == pytest.approx(loss_fn(network(batch.images), batch.labels).item()) and found != every
+    assert lab.compare_everything(network) == []
+
+
+def test_hard_examples_and_the_miner_of_a_head_are_left_out():
+    torch.manual_seed(0)
+    heads = {"classification": Classification(3), "embedding": Embedding(4, TripletMarginLoss(), BatchHardMiner())}
+    trunk = DenseEncoder(5, [8], image_size=2)
+    network = MultitaskNetwork(trunk, 5, **heads, hard_example_fraction=0.1).eval()
+    batch = Batch(torch.rand(12, 1, 2, 2), torch.arange(12) % 3, torch.arange(12), 0)
+    assert "All examples count" in lab.compare_everything(network)[0]
+    outputs = network(batch.images)
+    every = F.cross_entropy(outputs["classification"], batch.labels)
+    every = every + TripletMarginLoss()(outputs["embedding"], batch.labels)
+    assert training_loss(network, [batch]) == pytest.approx(every.item())
 
 
 def test_the_batches_are_the_runs_own_first_ones_without_augmentation():
