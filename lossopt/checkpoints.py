@@ -67,7 +67,10 @@ class DurableCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         fault = _fault_of_file(path) or _fault_by_manifest(path)
         if fault:
-            raise LossoptError(f"Cannot load {path}: {fault}. Start with --resume to use the newest good checkpoint.")
+            raise LossoptError(
+                f"Cannot load {path}: {fault}. Give another .ckpt file of the run; `lossopt train --resume RUN` goes "
+                "on from its newest good one."
+            )
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:

@@ -203,7 +203,7 @@ def test_kills_during_saves_leave_nothing_unreadable(tmp_path):
             while part := os.read(reader, 1 << 16):
                 said += part
             os.close(reader)
-            last_listed = int.from_bytes(said[-8:], "little")
+            last_listed = int.from_bytes(said[-8:], "little") if said else newest_step
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # nothing newer may have to be passed over
                 path = newest_good_checkpoint(run)

@@ -32,7 +32,7 @@ def test_the_page_holds_all_pieces_and_is_small_enough_to_mail(tmp_path, capsys,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["missing"], "There is no checkpoint at .*missing"),
+        (["autoencodr"], "no run at autoencodr, and no grid .* one of autoencoder, multitask, optimizers"),
         (["--points", "9"], "--points belongs to the map of a run: lossopt lab RUN --points"),
     ],
 )

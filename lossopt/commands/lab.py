@@ -45,6 +45,11 @@ def lab(words: list[str]) -> None:
         raise ConfigError(
             f"--{next(iter(chosen))} belongs to the map of a run: lossopt lab RUN --{next(iter(chosen))} ..."
         )
+    if given.run is not None and not given.run.exists():
+        raise ConfigError(
+            f"There is no run at {given.run}, and no grid of that name. Give the folder of a run, a .ckpt file, or one "
+            f"of {', '.join(_GRIDS)}."
+        )
     print("Computing curves, paths and small networks: half a minute ...", flush=True)
     around = None if given.run is None else _around(given.run, chosen)
     print(printable(f"page: {_write(given.out, around)}"))

@@ -255,16 +255,20 @@ def check_output_range(loss: nn.Module, activation: nn.Module, targets: tuple[fl
         targets: lowest and highest number of an image.
 
     Raises:
-        ValueError: the activation gives values that the loss is not defined for, cannot give the scores that the loss
-            turns into probabilities, or cannot reach the targets.
+        ValueError: the loss compares distributions over classes; or the activation gives values that the loss is not
+            defined for, cannot give the scores that the loss turns into probabilities, or cannot reach the targets.
     """
     gives, takes = activation_range(activation), output_range(loss)
+    name, last = type(loss).__name__, type(_last(activation)).__name__
+    if takes == _NEGATIVE:
+        raise ValueError(
+            f"{name} compares distributions over classes, and the pixels of an image are none. Use torch.nn.MSELoss, "
+            "or torch.nn.BCELoss after torch.nn.Sigmoid."
+        )
     if gives is None:
         return
-    name, last = type(loss).__name__, type(_last(activation)).__name__
     if not takes.holds(gives):
-        fitting = "torch.nn.Sigmoid" if takes == _SHARE else "torch.nn.LogSoftmax(dim=1)"
-        fitting = "torch.nn.Softplus or torch.nn.Sigmoid" if takes.open else fitting
+        fitting = "torch.nn.Softplus or torch.nn.Sigmoid" if takes.open else "torch.nn.Sigmoid"
         raise ValueError(
             f"{name} takes {takes}, but an output through {last} is {gives}. End the decoder in {fitting}, or use "
             "torch.nn.MSELoss."

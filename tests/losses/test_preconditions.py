@@ -214,7 +214,7 @@ FITS = [
     (nn.SmoothL1Loss(), nn.ReLU6()), (nn.HuberLoss(), nn.ELU()), (nn.BCELoss(), nn.Sigmoid()),
     (nn.BCEWithLogitsLoss(), nn.Identity()), (nn.BCEWithLogitsLoss(), nn.LeakyReLU()), (MSLELoss(), nn.Sigmoid()),
     (MSLELoss(), nn.Softplus()), (MSLELoss(), nn.ELU(0.5)), (nn.CrossEntropyLoss(), nn.LogSoftmax(1)),
-    (nn.KLDivLoss(), nn.LogSoftmax(1)), (nn.BCELoss(), nn.Conv2d(1, 1, 1)), (nn.MSELoss(), nn.Sequential()),
+    (nn.BCELoss(), nn.Conv2d(1, 1, 1)), (nn.MSELoss(), nn.Sequential()),
 ]  # fmt: skip
 
 
@@ -229,6 +229,13 @@ def test_bce_needs_probabilities(activation):
         ValueError, match=rf"BCELoss takes \[0, 1\], but an output through {named(activation)} is .*Sigmoid"
     ):
         check_output_range(nn.BCELoss(), activation)
+
+
+@pytest.mark.parametrize("loss", [nn.KLDivLoss(), nn.NLLLoss()], ids=named)
+@pytest.mark.parametrize("activation", [nn.LogSoftmax(1), nn.Sigmoid(), nn.Conv2d(1, 1, 1)], ids=named)
+def test_pixels_are_no_distribution_over_classes(loss, activation):
+    with pytest.raises(ValueError, match=f"{named(loss)} compares distributions over classes.*MSELoss"):
+        check_output_range(loss, activation)
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.ReLU(), nn.Tanh(), SoftMinus(), nn.ELU()], ids=named)
