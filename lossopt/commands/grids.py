@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,21 +16,17 @@ if TYPE_CHECKING:
 
 def optimizers(words: list[str]) -> None:
     """`lossopt lab optimizers [GRID]`: one network under several optimisers, beside published curves."""
-    trained = _trained(
-        "optimizers", "One network under several optimisers, epoch by epoch.", words, ("classification",)
-    )
+    what = "One network under several optimisers, epoch by epoch."
+    trained = _trained("optimizers", what, words, ("classification",))
     if trained is None:
         return
-    from lossopt.durable import write_text
     from lossopt.lab.classifiers import as_markdown, classifiers
     from lossopt.report.lab_classifiers import write_classifiers_page
 
     grid, outcomes = trained
-    rows = classifiers(outcomes)
-    print(printable(as_markdown(rows)))
-    write_text(grid.folder / "table.md", as_markdown(rows))
-    page = write_classifiers_page(grid.folder / "report.html", grid.name, _splits_of(outcomes).description, rows)
-    print(printable(f"page: {page}"))
+    found = classifiers(outcomes)
+    data = _splits_of(outcomes).description
+    _leave(grid, as_markdown(found), lambda path: write_classifiers_page(path, grid.name, data, found))
 
 
 def autoencoder(words: list[str]) -> None:
@@ -38,17 +35,13 @@ def autoencoder(words: list[str]) -> None:
     trained = _trained("autoencoder", what, words, ("loss_fn", "optimizer.init_args.lr", "decoder"))
     if trained is None:
         return
-    from lossopt.durable import write_text
     from lossopt.lab.autoencoder import as_markdown, autoencoders
     from lossopt.report.lab_autoencoder import write_autoencoder_page
 
     grid, outcomes = trained
     splits = _splits_of(outcomes)
     found = autoencoders(outcomes, splits)
-    print(printable(as_markdown(found)))
-    write_text(grid.folder / "table.md", as_markdown(found))
-    page = write_autoencoder_page(grid.folder / "report.html", grid.name, splits.description, found)
-    print(printable(f"page: {page}"))
+    _leave(grid, as_markdown(found), lambda path: write_autoencoder_page(path, grid.name, splits.description, found))
 
 
 def multitask(words: list[str]) -> None:
@@ -57,16 +50,22 @@ def multitask(words: list[str]) -> None:
     trained = _trained("multitask", what, words, ("trunk",), variant="multitask")
     if trained is None:
         return
-    from lossopt.durable import write_text
     from lossopt.lab.multitask import as_markdown, sharing
     from lossopt.report.lab_multitask import write_multitask_page
 
     grid, outcomes = trained
     found = sharing(outcomes)
-    print(printable(as_markdown(found)))
-    write_text(grid.folder / "table.md", as_markdown(found))
-    page = write_multitask_page(grid.folder / "report.html", grid.name, _splits_of(outcomes).description, found)
-    print(printable(f"page: {page}"))
+    data = _splits_of(outcomes).description
+    _leave(grid, as_markdown(found), lambda path: write_multitask_page(path, grid.name, data, found))
+
+
+def _leave(grid: "Grid", table: str, write: Callable[[Path], Path]) -> None:
+    """Shows the table and leaves it beside the page."""
+    from lossopt.durable import write_text
+
+    print(printable(table))
+    write_text(grid.folder / "table.md", table)
+    print(printable(f"page: {write(grid.folder / 'report.html')}"))
 
 
 def _splits_of(outcomes: "list[Outcome]") -> "Splits":
