@@ -37,7 +37,9 @@ def lab(words: list[str]) -> None:
     parser.add_argument("--points", type=positive, help="along each side of the map of the loss; odd, default: 21")
     parser.add_argument("--reach", type=float, help="how far the map goes; default: 1")
     parser.add_argument(
-        "--directions", choices=("random", "training"), help="of the map; default: training, if it left checkpoints"
+        "--directions",
+        choices=("random", "training"),
+        help="of the map; default: training, if four checkpoints or more were kept",
     )
     given = parser.parse_args(words)
     chosen = {name: getattr(given, name) for name in _OF_A_RUN if getattr(given, name) is not None}

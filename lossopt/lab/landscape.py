@@ -35,6 +35,7 @@ from lossopt.runs import LoadedRun, load_run
 Kind = Literal["random", "training"]
 State = Mapping[str, Any]
 _MOST = 40  # checkpoints of the path: all are in memory at once
+_A_WAY = 4  # checkpoints besides the centre; through fewer, as without `WeightHistory`, the plane shows a line
 _TOO_SMALL = 1e-10  # of a filter, as in the authors' code: it has no direction
 
 
@@ -69,7 +70,7 @@ def landscape(
         images: looked at at each place, at least; whole batches.
         seed: of the random directions.
         directions: "random", filter-normalised; "training": the two principal components of the checkpoints. None:
-            those of the training where there are checkpoints enough.
+            those of the training where there are four checkpoints or more besides the centre.
 
     Raises:
         ConfigError: no run; a model without a loss; arguments that cannot be; no two further checkpoints.
@@ -247,7 +248,7 @@ def _plane(model: nn.Module, kind: Kind | None, away: Sequence[np.ndarray], seed
             f"The plane of the training needs two checkpoints besides the centre, but this run has {elsewhere}. Train "
             "with trainer.callbacks lossopt.checkpoints.WeightHistory, or take the random directions."
         )
-    if kind == "random" or elsewhere < 2:
+    if kind == "random" or (kind is None and elsewhere < _A_WAY):
         generator = torch.Generator().manual_seed(seed)
         first, second = (filter_normalised(model, generator) for _ in range(2))
         axes = ("random direction, filter-normalised", "another random direction, filter-normalised")

@@ -113,6 +113,10 @@ def test_too_few_checkpoints_elsewhere_than_the_centre_make_random_directions_an
     assert lab._plane(model, "random", [np.ones(8), np.arange(8.0)], 0).kind == "random"
     with pytest.raises(ConfigError, match=r"two checkpoints besides the centre, but this run has 1\. .*WeightHistory"):
         lab._plane(model, "training", away, 0)
+    elsewhere = list(np.random.default_rng(0).normal(size=(4, 8)))
+    kinds = [lab._plane(model, None, [np.zeros(8), *elsewhere[:many]], 0).kind for many in (2, 3, 4)]
+    assert kinds == ["random", "random", "training"]
+    assert lab._plane(model, "training", elsewhere[:2], 0).kind == "training"
 
 
 def test_checkpoints_are_projected_by_least_squares_also_on_directions_that_are_not_orthogonal():
