@@ -4,26 +4,25 @@ Letters: s seeds.
 """
 
 from collections.abc import Sequence
-from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from lossopt.comparison.statistics import sign_flip_test
 from lossopt.errors import ConfigError
 from lossopt.lab.grid import Outcome
 
 SHARED = "multitask"  # the variant that the others are compared with
 _SMALLER_IS_BETTER = ("mae/", "distance/", "loss")
+Verdict = Literal["not told apart", "sharing helps", "sharing hurts"]
 
 
 class Figure(NamedTuple):
     """One test figure of the network with all tasks, against that of the network which has this task alone.
 
     name: as it is logged, without `test/`. alone_as: the other variant. shared, alone: (s,) by seed, paired.
-    interval: 95 % for the mean difference shared - alone, by Student's t of the paired differences; None with one seed.
-    p: of the exact sign-flip test, two-sided; with s seeds it cannot be below 2 / 2**s.
+    interval: for the mean difference shared - alone, by Student's t of the paired differences, so wide that all figures
+    of the grid lie in theirs together with 95 % (Bonferroni); None with one seed, or if all differences are the same.
     """
 
     name: str
@@ -31,19 +30,23 @@ class Figure(NamedTuple):
     shared: tuple[float, ...]
     alone: tuple[float, ...]
     interval: tuple[float, float] | None
-    p: float
 
     @property
     def difference(self) -> float:
         """Mean over the seeds."""
-        return mean(self.shared) - mean(self.alone)
+        return float(np.mean(self.shared) - np.mean(self.alone))
 
     @property
-    def verdict(self) -> str:
+    def smaller_is_better(self) -> bool:
+        """Of an error, not of a score."""
+        return self.name.startswith(_SMALLER_IS_BETTER)
+
+    @property
+    def verdict(self) -> Verdict:
         """What the interval allows to say."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "not told apart"
-        better = (self.interval[0] > 0) != self.name.startswith(_SMALLER_IS_BETTER)
+        better = (self.interval[0] > 0) != self.smaller_is_better
         return "sharing helps" if better else "sharing hurts"
 
 
@@ -69,42 +72,51 @@ def sharing(outcomes: Sequence[Outcome]) -> Sharing:
             f"variants {SHARED} and give others with fewer heads."
         )
     tests = {(one.variant, one.seed): one.result.test for one in outcomes if one.result is not None}
-    figures = []
+    pairs = []
     for other in (name for name in names if name != SHARED):
         seeds = [one.seed for one in outcomes if one.variant == other]
-        pairs = [(tests[SHARED, s], tests[other, s]) for s in seeds if (SHARED, s) in tests and (other, s) in tests]
-        for key in pairs[0][1] if pairs else ():
-            if key != "test/loss" and all(key in both[0] for both in pairs):
-                figures.append(_figure(key.removeprefix("test/"), other, [(a[key], b[key]) for a, b in pairs]))
+        both = [(tests[SHARED, s], tests[other, s]) for s in seeds if (SHARED, s) in tests and (other, s) in tests]
+        for key in both[0][1] if both else ():
+            if key != "test/loss" and all(key in shared for shared, _ in both):
+                pairs.append((key.removeprefix("test/"), other, [(shared[key], alone[key]) for shared, alone in both]))
     failed = [f"{one.variant}, seed {one.seed}: {one.failure}" for one in outcomes if one.result is None]
-    return Sharing(tuple(figures), tuple(failed))
+    return Sharing(tuple(_figure(*one, 1 - 0.05 / len(pairs)) for one in pairs), tuple(failed))
 
 
-def _figure(name: str, other: str, pairs: Sequence[tuple[float, float]]) -> Figure:
+def _figure(name: str, other: str, pairs: Sequence[tuple[float, float]], level: float) -> Figure:
     shared, alone = zip(*pairs, strict=True)
     differences = np.subtract(shared, alone)
-    interval, p = None, float("nan")
-    if np.isfinite(differences).all():
-        p = float(sign_flip_test(differences[None])[0])
-        if len(pairs) > 1 and differences.std():
-            low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-            interval = (float(low), float(high))
-    return Figure(name, other, shared, alone, interval, p)
+    interval = None
+    if len(pairs) > 1 and np.isfinite(differences).all() and differences.std():
+        low, high = stats.ttest_1samp(differences, 0).confidence_interval(level)
+        interval = (float(low), float(high))
+    return Figure(name, other, shared, alone, interval)
+
+
+def conclusion(found: Sharing) -> str:
+    """A sentence."""
+    verdicts, seeds = [figure.verdict for figure in found.figures], max(len(one.shared) for one in found.figures)
+    helps, hurts = verdicts.count("sharing helps"), verdicts.count("sharing hurts")
+    if not helps and not hurts:
+        return f"{seeds} seed{'' if seeds == 1 else 's'} do not tell sharing from not sharing in any figure."
+    parts = [f"{word} in {count}" for word, count in (("helps", helps), ("hurts", hurts)) if count]
+    return f"Sharing {' and '.join(parts)} of {len(verdicts)} figures."
 
 
 def as_markdown(found: Sharing) -> str:
     """A table of the figures: mean ± deviation over seeds, the paired difference and what it says."""
-    lines = ["| | multitask | alone | difference | 95 % | p | |", "|---" * 7 + "|"]
+    lines = ["| | multitask | alone | difference | 95 % together | |", "|---" * 6 + "|"]
     lines += [f"| {' | '.join(cells(figure))} |" for figure in found.figures]
     return "\n".join([*lines, *(f"\nFailed: {one}" for one in found.failed)]) + "\n"
 
 
 def cells(figure: Figure) -> tuple[str, ...]:
-    """Name, shared, alone, difference, interval, p and verdict of a figure, as text."""
+    """Name, shared, alone, difference, interval and verdict of a figure, as text."""
     low_high = "" if figure.interval is None else f"{figure.interval[0]:+.4f} to {figure.interval[1]:+.4f}"
-    spread = (_spread(figure.shared), _spread(figure.alone))
-    return (figure.name, *spread, f"{figure.difference:+.4f}", low_high, f"{figure.p:.3f}", figure.verdict)
+    sides = (spread(figure.shared), spread(figure.alone))
+    return (figure.name, *sides, f"{figure.difference:+.4f}", low_high, figure.verdict)
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, as text."""
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")

@@ -1,9 +1,37 @@
-"""The page of a grid of a multitask network and its single-task networks: one table, and what it does not say."""
+"""The page of a grid of a multitask network and its single-task networks: what sharing does to each figure."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from lossopt.lab.multitask import Sharing, cells
+from lossopt.lab.multitask import Figure, Sharing, conclusion, spread
 from lossopt.report.page import render, write_page
+
+_HALF = 100  # of the strip, in its own units, on each side of no difference
+
+
+class Strip(NamedTuple):
+    """A difference drawn: places from -100 to 100, to the right where sharing is better.
+
+    low, high: of the interval; equal to `at` where there is none. seeds: each seed's own difference.
+    """
+
+    at: float
+    low: float
+    high: float
+    seeds: tuple[float, ...]
+
+
+class Row(NamedTuple):
+    """A figure of the page, in words and drawn."""
+
+    name: str
+    alone_as: str
+    shared: str
+    alone: str
+    difference: str
+    strip: Strip
+    verdict: str
 
 
 def write_multitask_page(path: Path, name: str, data: str, found: Sharing) -> Path:
@@ -18,13 +46,50 @@ def write_multitask_page(path: Path, name: str, data: str, found: Sharing) -> Pa
     Raises:
         LossoptError: it cannot be written.
     """
-    seeds = max((len(figure.shared) for figure in found.figures), default=0)
     values = {
         "name": name,
         "data": data,
-        "rows": [(figure.alone_as, cells(figure)) for figure in found.figures],
+        "conclusion": conclusion(found) if found.figures else "No two runs of the same seed ended well.",
+        "rows": [_row(figure, found.figures) for figure in found.figures],
         "failed": found.failed,
-        "seeds": seeds,
-        "least_p": 2 / 2**seeds if seeds else 1.0,
+        "seeds": max((len(figure.shared) for figure in found.figures), default=0),
     }
     return write_page(path, render("lab_multitask.html.j2", values))
+
+
+def _row(figure: Figure, all_figures: Sequence[Figure]) -> Row:
+    alike = [one for one in all_figures if _kind(one) == _kind(figure)]
+    return Row(
+        name=figure.name,
+        alone_as=figure.alone_as,
+        shared=spread(figure.shared),
+        alone=spread(figure.alone),
+        difference=f"{figure.difference:+.4f}",
+        strip=_strip(figure, max(abs(end) for one in alike for end in _ends(one))),
+        verdict=figure.verdict,
+    )
+
+
+def _kind(figure: Figure) -> str:
+    """Figures of one kind are drawn to one scale."""
+    return figure.name.partition("/")[0]
+
+
+def _differences(figure: Figure) -> list[float]:
+    return [shared - alone for shared, alone in zip(figure.shared, figure.alone, strict=True)]
+
+
+def _ends(figure: Figure) -> list[float]:
+    """Everything that a strip must have room for, undefined figures aside."""
+    every = [*_differences(figure), *(figure.interval or ())]
+    return [one for one in every if one == one] or [0.0]
+
+
+def _strip(figure: Figure, most: float) -> Strip:
+    scale = (_HALF / most if most else 0.0) * (-1 if figure.smaller_is_better else 1)
+
+    def place(value: float) -> float:
+        return round(value * scale, 1) + 0.0 if value == value else 0.0
+
+    low, high = sorted(place(end) for end in figure.interval or (figure.difference,) * 2)
+    return Strip(place(figure.difference), low, high, tuple(place(one) for one in _differences(figure)))
