@@ -137,4 +137,4 @@ def _cell(one: AtEpoch) -> str:
 def _published(one: AtEpoch) -> str:
     if one.published is None or one.apart is None:
         return ""
-    return f"{100 * one.published[0]:.2f} ± {100 * one.published[1]:.1f} ({one.apart:+.1f} of them apart)"
+    return f"{100 * one.published[0]:.2f} ± {100 * one.published[1]:.1f} ({one.apart:+.1f} deviations from it)"

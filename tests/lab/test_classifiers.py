@@ -1,6 +1,7 @@
 """Tables and page of a grid of classifiers, from outcomes made up by hand."""
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,10 @@ def test_figures_by_definition():
 def test_the_table_says_mean_spread_published_failures_and_faults():
     text = as_markdown(rows())
     assert "| SGD, 2 seeds | 87.00 ± 1.41 | 89.50 ± 2.12 | 8 |" in text
-    assert "| published, 10 seeds | 85.45 ± 1.2 (+1.3 of them apart) | 87.54 ± 0.9 (+2.2 of them apart) | |" in text
+    assert (
+        "| published, 10 seeds | 85.45 ± 1.2 (+1.3 deviations from it) | 87.54 ± 0.9 (+2.2 deviations from it) | |"
+        in text
+    )
     assert "| <Adam>, 1 seeds | 80.00 |  | 10 |" in text
     assert "| <Adam>: the gradient is not finite |" in text and "| SGD: stuck, 1 runs |" in text
 
@@ -93,5 +97,7 @@ def test_the_page_shows_them_and_escapes_names(tmp_path):
     page = write_classifiers_page(tmp_path / "page.html", "grid", "data", rows()).read_text()
     assert "87.00 ± 1.41" in page and "published 85.45 ± 1.2" in page and "stuck in 1 run." in page
     assert "&lt;Adam&gt;" in page and "<Adam>" not in page
+    series = set(re.findall(r'class="line (c\d+)', page))
+    assert series and all(f".line.{one} {{ stroke: var(--{one}); }}" in page for one in series)
     alone = write_classifiers_page(tmp_path / "no.html", "g", "d", classifiers([outcome("a", 0, [], failure="x")]))
     assert "No run ended well." in alone.read_text()
