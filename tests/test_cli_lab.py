@@ -33,6 +33,7 @@ def test_the_page_holds_all_pieces_and_is_small_enough_to_mail(tmp_path, capsys,
     ("words", "message"),
     [
         (["autoencodr"], "no run at autoencodr, and no grid .* one of autoencoder, multitask, optimizers"),
+        ([".", "--points", "4"], "points is 4; give an odd number"),
         (["--points", "9"], "--points belongs to the map of a run: lossopt lab RUN --points"),
     ],
 )

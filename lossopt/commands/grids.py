@@ -4,13 +4,15 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from lossopt.commands.arguments import positive, printable
 from lossopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lossopt.data.dataset import Splits
+    from jsonargparse import Namespace
+
     from lossopt.lab.grid import Grid, Outcome
 
 
@@ -25,22 +27,24 @@ def optimizers(words: list[str]) -> None:
 
     grid, outcomes = trained
     found = classifiers(outcomes)
-    data = _splits_of(outcomes).description
+    data = _made(outcomes).data.splits.description
     _leave(grid, as_markdown(found), lambda path: write_classifiers_page(path, grid.name, data, found))
 
 
 def autoencoder(words: list[str]) -> None:
     """`lossopt lab autoencoder [GRID]`: losses under optimisers at several rates, the same images epoch by epoch."""
     what = "Reconstruction losses under several optimisers and learning rates."
-    trained = _trained("autoencoder", what, words, ("loss_fn", "optimizer.init_args.lr", "decoder"))
+    needs = ("loss_fn", "optimizer.init_args.lr", "decoder")
+    trained = _trained("autoencoder", what, words, needs, rule="lossopt.lab.autoencoder:check_variants")
     if trained is None:
         return
-    from lossopt.lab.autoencoder import as_markdown, autoencoders
+    from lossopt.lab.autoencoder import as_markdown, autoencoders, code_size
     from lossopt.report.lab_autoencoder import write_autoencoder_page
 
     grid, outcomes = trained
-    splits = _splits_of(outcomes)
-    found = autoencoders(outcomes, splits)
+    made = _made(outcomes)
+    splits = made.data.splits
+    found = autoencoders(outcomes, splits, code_size(made.model, splits.test))
     _leave(grid, as_markdown(found), lambda path: write_autoencoder_page(path, grid.name, splits.description, found))
 
 
@@ -55,7 +59,7 @@ def multitask(words: list[str]) -> None:
 
     grid, outcomes = trained
     found = sharing(outcomes)
-    data = _splits_of(outcomes).description
+    data = _made(outcomes).data.splits.description
     _leave(grid, as_markdown(found), lambda path: write_multitask_page(path, grid.name, data, found))
 
 
@@ -68,15 +72,20 @@ def _leave(grid: "Grid", table: str, write: Callable[[Path], Path]) -> None:
     print(printable(f"page: {write(grid.folder / 'report.html')}"))
 
 
-def _splits_of(outcomes: "list[Outcome]") -> "Splits":
+def _made(outcomes: "list[Outcome]") -> "Namespace":
+    """Data and untrained network of the first run."""
     from lossopt.config import instantiate, parse
 
-    splits: Splits = instantiate(parse([], dict(outcomes[0].config))).data.splits
-    return splits
+    return instantiate(parse([], dict(outcomes[0].config)))
 
 
 def _trained(
-    name: str, what: str, words: list[str], needs: tuple[str, ...], variant: str | None = None
+    name: str,
+    what: str,
+    words: list[str],
+    needs: tuple[str, ...],
+    variant: str | None = None,
+    rule: str | None = None,
 ) -> "tuple[Grid, list[Outcome]] | None":
     """Runs what is missing of a grid; None: it was only to be checked.
 
@@ -86,6 +95,7 @@ def _trained(
         words: of the command line.
         needs: arguments that the model of every variant must have, for the page is made of them.
         variant: that must be there.
+        rule: module and function that refuses the configurations of a grid which the page cannot show.
     """
     parser = argparse.ArgumentParser(
         prog=f"lossopt lab {name}", description=f"{what} Start it again after any interruption."
@@ -116,6 +126,11 @@ def _trained(
                 raise ConfigError(
                     f"{grid.path}, variant {task.variant!r}: `lossopt lab {name}` needs model.init_args.{key}; set it."
                 )
+    if rule is not None:
+        try:
+            resolve_name(rule)([task.config for task in tasks])
+        except ConfigError as wrong:
+            raise ConfigError(f"{grid.path}: {wrong}") from wrong
     most = max(1, (os.cpu_count() or 1) // grid.threads)
     if (given.workers or 1) > most:
         raise ConfigError(f"--workers {given.workers} with threads: {grid.threads} need more cores than there are.")

@@ -52,6 +52,10 @@ def lab(words: list[str]) -> None:
             f"There is no run at {given.run}, and no grid of that name. Give the folder of a run, a .ckpt file, or one "
             f"of {', '.join(_GRIDS)}."
         )
+    if given.run is not None:
+        from lossopt.lab.landscape import check_extent
+
+        check_extent(**{name: value for name, value in chosen.items() if name != "directions"})
     print("Computing curves, paths and small networks: half a minute ...", flush=True)
     around = None if given.run is None else _around(given.run, chosen)
     print(printable(f"page: {_write(given.out, around)}"))

@@ -79,6 +79,7 @@ class RandomElastic(Augmentation):
     """Bends some images of a batch, each by its own smooth random field, as another hand would have drawn them.
 
     Bicubic, so that thin lines stay as sharp as they were: what is rebuilt from bent images is not blurred by them.
+    What moves in repeats the edge. Targets stay as they are, so it is not for places in an image.
 
     Args:
         amount: standard deviation of the shift at the knots, as a share of the image's side.
@@ -89,7 +90,7 @@ class RandomElastic(Augmentation):
     """
 
     def __init__(self, amount: float = 0.03, knots: int = 5, share: float = 0.5) -> None:
-        if amount < 0 or not 0 <= share <= 1:
+        if not (0 <= amount < math.inf and 0 <= share <= 1):
             raise ValueError(f"amount is 0 or more and share from 0 to 1, got {amount} and {share}.")
         if knots < 2:
             raise ValueError(f"knots must be 2 or more, got {knots}.")
@@ -106,7 +107,8 @@ class RandomElastic(Augmentation):
         field = F.interpolate(shifts.to(some), size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
         still = torch.eye(2, 3, device=some.device, dtype=some.dtype).expand(len(some), -1, -1)
         grid = F.affine_grid(still, list(some.shape), align_corners=False) + field
-        return images.index_copy(0, bent, F.grid_sample(some, grid, mode="bicubic", align_corners=False).clamp(0, 1))
+        sampled = F.grid_sample(some, grid, mode="bicubic", padding_mode="border", align_corners=False)
+        return images.index_copy(0, bent, sampled.clamp(0, 1))
 
 
 class RandomFlip(Augmentation):

@@ -10,21 +10,27 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from sklearn.decomposition import PCA
 
 from lossopt.callbacks.reconstructions import read_reconstructions
 from lossopt.data.dataset import LabelledImages, Splits
-from lossopt.errors import DataError
+from lossopt.data.module import to_float
+from lossopt.errors import ConfigError, DataError
 from lossopt.lab.grid import Outcome
-from lossopt.modules.autoencoder import VARIES
+from lossopt.modules.autoencoder import VARIES, Autoencoder
+from lossopt.runs import flattened
+
+_MAY_DIFFER = ("model.init_args.loss_fn.", "model.init_args.optimizer.", "seed", "name", "output")
 
 
 class Run(NamedTuple):
-    """One run. rate: its learning rate. curve: (epoch, squared error per validation image), epoch 0 untrained.
+    """One run.
 
-    loss_at_end: of the validation split after the last epoch; NaN if the run failed. scores: of the best checkpoint on
-    the test split, by measure. seconds: epoch to the time it was reached, validations included. fault: in words; None
-    of a run that ended well and tells images apart.
+    loss, optimizer: the class, with the arguments in which others of the class differ. rate: of learning. curve:
+    (epoch, squared error per validation image), epoch 0 untrained. loss_at_end: of the validation split after the last
+    epoch; NaN if the run failed. scores: of the best checkpoint on the test split, by measure. seconds: epoch to the
+    time it was reached, validations included. fault: in words; None of a run that ended well and tells images apart.
     """
 
     loss: str
@@ -102,26 +108,58 @@ class Found(NamedTuple):
         return [run for run in self.runs if run.fault is not None]
 
 
-def autoencoders(outcomes: Sequence[Outcome], splits: Splits) -> Found:
+def check_variants(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses variants that differ in more than loss and optimiser, by which the page tells them apart.
+
+    Raises:
+        ConfigError: the key is named.
+    """
+    first, *others = [
+        {key: value for key, value in flattened(dict(config)).items() if not key.startswith(_MAY_DIFFER)}
+        for config in configs
+    ]
+    for other in others:
+        keys = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        if keys:
+            raise ConfigError(
+                f"This grid compares losses, optimisers and learning rates, but its variants differ in {keys[0]}, too. "
+                "Give it one value under set, and make another grid for the other."
+            )
+
+
+def autoencoders(outcomes: Sequence[Outcome], splits: Splits, code: int) -> Found:
     """What the runs of a grid say, with the baselines of its data.
 
     Args:
         outcomes: of `Autoencoder` networks whose configurations name loss_fn and the optimiser's lr.
         splits: what they were trained and tested on.
+        code: numbers of a code.
+
+    Raises:
+        ConfigError: see `check_variants`.
     """
-    runs = tuple(_run(one) for one in outcomes)
+    check_variants([one.config for one in outcomes])
+    models = [one.config["model"]["init_args"] for one in outcomes]
+    names = zip(_names([one["loss_fn"] for one in models]), _names([one["optimizer"] for one in models]), strict=True)
+    runs = tuple(_run(one, loss, optimizer) for one, (loss, optimizer) in zip(outcomes, names, strict=True))
     losses, optimizers = (tuple(dict.fromkeys(getattr(run, name) for run in runs)) for name in ("loss", "optimizer"))
     cells = {}
     for pair in dict.fromkeys((run.loss, run.optimizer) for run in runs):
         own = [run for run in runs if (run.loss, run.optimizer) == pair]
         cells[pair] = _best(own, splits.test.batch([0]).images.shape[-2])
-    code = outcomes[0].config["model"]["init_args"]["encoder"]["init_args"]["embedding_size"]
     return Found(losses, optimizers, runs, cells, baselines(splits, code))
+
+
+def code_size(model: Autoencoder, table: LabelledImages) -> int:
+    """Numbers of a code."""
+    with torch.no_grad():
+        return model.eval().codes(to_float(table.batch([0]).images)).flatten(1).shape[1]
 
 
 def baselines(splits: Splits, components: int) -> Baselines:
     """The mean image and PCA, both of the training split; PCA with as many numbers as a code has."""
     train, validation, test = (_pixels(table) for table in (splits.train, splits.validation, splits.test))
+    components = min(components, *train.shape)
     pca = PCA(components, svd_solver="covariance_eigh").fit(train)
     errors = [_error(part, pca.inverse_transform(pca.transform(part))) for part in (test, validation)]
     return Baselines(components, _error(test, train.mean(axis=0)), *errors)
@@ -136,15 +174,14 @@ def _error(images: np.ndarray, made: np.ndarray) -> float:
     return float(((images - made).astype(np.float64) ** 2).sum(axis=1).mean())
 
 
-def _run(one: Outcome) -> Run:
-    model = one.config["model"]["init_args"]
+def _run(one: Outcome, loss: str, optimizer: str) -> Run:
     rows = [row for row in one.rows if "val/error" in row]
     curve = tuple((int(row["epoch"]), float(row["val/error"])) for row in rows)
     ended = one.result is not None and len(rows) > 0
     return Run(
-        loss=_class(model["loss_fn"]),
-        optimizer=_class(model["optimizer"]),
-        rate=float(model["optimizer"]["init_args"]["lr"]),
+        loss=loss,
+        optimizer=optimizer,
+        rate=float(one.config["model"]["init_args"]["optimizer"]["init_args"]["lr"]),
         seed=one.seed,
         folder=one.folder,
         curve=curve,
@@ -155,8 +192,19 @@ def _run(one: Outcome) -> Run:
     )
 
 
-def _class(given: Mapping[str, Any]) -> str:
-    return str(given["class_path"]).rpartition(".")[2]
+def _names(given: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The class of each, with its module, and its arguments but lr, where others of the name differ in them."""
+    classes = [str(one["class_path"]) for one in given]
+    shorts = [path.rpartition(".")[2] for path in classes]
+    arguments = [{k: v for k, v in flattened(dict(one.get("init_args") or {})).items() if k != "lr"} for one in given]
+    names = []
+    for path, short, own in zip(classes, shorts, arguments, strict=True):
+        alike = [other for other, words in zip(arguments, classes, strict=True) if words == path]
+        differ = sorted({key for other in alike for key in other.keys() | own.keys() if other.get(key) != own.get(key)})
+        telling = ", ".join(f"{key} {own.get(key)}" for key in differ)
+        alone = len({other for other, words in zip(classes, shorts, strict=True) if words == short}) == 1
+        names.append((short if alone else path) + (f" ({telling})" if telling else ""))
+    return names
 
 
 def _fault(one: Outcome, rows: Sequence[Mapping[str, Any]]) -> str | None:

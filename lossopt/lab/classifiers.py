@@ -25,7 +25,13 @@ _FMNIST_2C2D = {  # what must be as it was there, for the published figures to b
     "model.init_args.trunk.class_path": "lossopt.encoders.Conv2",
     "model.init_args.classification.init_args.deviation": 0.05,
     "model.init_args.lr_scheduler": None,
+    "model.init_args.classification.init_args.class_weights": "equal",
+    "model.init_args.classification.init_args.loss_fn": None,
+    "model.init_args.hard_example_fraction": 1.0,
+    "model.init_args.regression": None,
     "model.init_args.optimizer.init_args.weight_decay": 0.0,
+    **dict.fromkeys(("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.gradient_clip_val"), None),
+    "trainer.accumulate_grad_batches": 1,
 }
 
 
@@ -118,15 +124,21 @@ def as_markdown(rows: Sequence[Classifier]) -> str:
     for row in rows:
         found = {one.epoch: one for one in row.listed}
         cells = [_cell(found[epoch]) if epoch in found else "" for epoch in epochs]
-        lines.append(f"| {row.name}, {row.seeds} seeds | {' | '.join(cells)} | {row.seconds:.0f} |")
+        seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.0f}"
+        lines.append(f"| {row.name}, {_counted(row.seeds, 'seed')} | {' | '.join(cells)} | {seconds} |")
         told = [_published(found[epoch]) if epoch in found else "" for epoch in epochs]
         if any(told):
             lines.append(f"| published, 10 seeds | {' | '.join(told)} | |")
         lines += [f"| {row.name}: {why} |" + " |" * (len(epochs) + 1) for why in row.failed]
         lines += [
-            f"| {row.name}: {kind}, {count} runs |" + " |" * (len(epochs) + 1) for kind, count in row.faults.items()
+            f"| {row.name}: {kind}, {_counted(count, 'run')} |" + " |" * (len(epochs) + 1)
+            for kind, count in row.faults.items()
         ]
     return "\n".join(lines) + "\n"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _cell(one: AtEpoch) -> str:

@@ -76,7 +76,7 @@ def landscape(
         ConfigError: no run; a model without a loss; arguments that cannot be; no two further checkpoints.
         LossoptError: the checkpoint cannot be read.
     """
-    _check(points, reach, images)
+    check_extent(points, reach, images)
     loaded = load_run(run)
     model = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
     simplified = compare_everything(model)
@@ -99,7 +99,8 @@ def landscape(
     return Landscape(name, plane.axes, x, y, loss, path, list(kept), path_loss, apart, said)
 
 
-def _check(points: int, reach: float, images: int) -> None:
+def check_extent(points: int = 21, reach: float = 1.0, images: int = 256) -> None:
+    """Refuses, before anything is read, a map that cannot be. Raises: ConfigError."""
     if points < 3 or points % 2 == 0:
         raise ConfigError(
             f"points is {points}; give an odd number, 3 or more, so that the centre is one of the places."
@@ -156,10 +157,12 @@ def compare_everything(model: TrainedNetwork) -> list[str]:
     The mean over those that are picked says nothing of how many there are.
     """
     if isinstance(model, MultitaskNetwork):
+        notes = [] if model.hard_example_fraction == 1 else ["All examples count, hard or not."]
         model.hard_example_fraction = 1.0
-        if model.embedding is not None:
+        if model.embedding is not None and model.embedding.miner is not None:
             model.embedding.miner = None
-        return ["All examples count, hard or not, and an embedding compares everything in the batch."]
+            notes.append("The miner of the embedding is left out, and everything in a batch is compared.")
+        return notes
     if not isinstance(model, EmbeddingNetwork) or model.miner is None:
         return []
     name, model.miner = type(model.miner).__name__, None

@@ -13,6 +13,7 @@ from lossopt.errors import ConfigError
 from lossopt.lab.grid import Outcome
 
 SHARED = "multitask"  # the variant that the others are compared with
+_ROUNDING = 1e-9  # differences that are the same but for this share of the figures say nothing of other seeds
 _SMALLER_IS_BETTER = ("mae/", "distance/", "loss")
 Verdict = Literal["not told apart", "sharing helps", "sharing hurts"]
 
@@ -87,7 +88,8 @@ def _figure(name: str, other: str, pairs: Sequence[tuple[float, float]], level: 
     shared, alone = zip(*pairs, strict=True)
     differences = np.subtract(shared, alone)
     interval = None
-    if len(pairs) > 1 and np.isfinite(differences).all() and differences.std():
+    same = np.ptp(differences) <= _ROUNDING * np.abs(pairs).max()
+    if len(pairs) > 1 and np.isfinite(differences).all() and not same:
         low, high = stats.ttest_1samp(differences, 0).confidence_interval(level)
         interval = (float(low), float(high))
     return Figure(name, other, shared, alone, interval)
@@ -105,16 +107,19 @@ def conclusion(found: Sharing) -> str:
 
 def as_markdown(found: Sharing) -> str:
     """A table of the figures: mean ± deviation over seeds, the paired difference and what it says."""
-    lines = ["| | multitask | alone | difference | 95 % together | |", "|---" * 6 + "|"]
-    lines += [f"| {' | '.join(cells(figure))} |" for figure in found.figures]
+    lines = ["| | multitask | alone | as | difference | 95 % together | |", "|---" * 7 + "|"]
+    lines += [f"| {' | '.join(_cells(figure))} |" for figure in found.figures]
     return "\n".join([*lines, *(f"\nFailed: {one}" for one in found.failed)]) + "\n"
 
 
-def cells(figure: Figure) -> tuple[str, ...]:
-    """Name, shared, alone, difference, interval and verdict of a figure, as text."""
-    low_high = "" if figure.interval is None else f"{figure.interval[0]:+.4f} to {figure.interval[1]:+.4f}"
-    sides = (spread(figure.shared), spread(figure.alone))
-    return (figure.name, *sides, f"{figure.difference:+.4f}", low_high, figure.verdict)
+def _cells(figure: Figure) -> tuple[str, ...]:
+    sides = (spread(figure.shared), spread(figure.alone), figure.alone_as)
+    return (figure.name, *sides, f"{figure.difference:+.4f}", reach(figure), figure.verdict)
+
+
+def reach(figure: Figure) -> str:
+    """The interval as text; "" if there is none."""
+    return "" if figure.interval is None else f"{figure.interval[0]:+.4f} to {figure.interval[1]:+.4f}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -80,7 +80,9 @@ def write_autoencoder_page(path: Path, name: str, data: str, found: Found) -> Pa
 
 def loss_words(name: str) -> str:
     """The name of a loss of torch.nn as people write it."""
-    return {"MSELoss": "MSE", "L1Loss": "L1", "SmoothL1Loss": "smooth L1"}.get(name, name.removesuffix("Loss"))
+    kind, bracket, arguments = name.partition(" (")
+    words = {"MSELoss": "MSE", "L1Loss": "L1", "SmoothL1Loss": "smooth L1"}.get(kind, kind.removesuffix("Loss"))
+    return words + bracket + arguments
 
 
 def _on_validation(cell: Cell) -> float:

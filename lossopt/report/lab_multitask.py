@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lossopt.lab.multitask import Figure, Sharing, conclusion, spread
+from lossopt.lab.multitask import Figure, Sharing, conclusion, reach, spread
 from lossopt.report.page import render, write_page
 
 _HALF = 100  # of the strip, in its own units, on each side of no difference
@@ -13,12 +13,13 @@ _HALF = 100  # of the strip, in its own units, on each side of no difference
 class Strip(NamedTuple):
     """A difference drawn: places from -100 to 100, to the right where sharing is better.
 
-    low, high: of the interval; equal to `at` where there is none. seeds: each seed's own difference.
+    at: the mean; None if it is undefined. low, high: of the interval; None if there is none. seeds: each seed's own
+    difference, where it is defined.
     """
 
-    at: float
-    low: float
-    high: float
+    at: float | None
+    low: float | None
+    high: float | None
     seeds: tuple[float, ...]
 
 
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     shared: str
     alone: str
     difference: str
+    reach: str
     strip: Strip
     verdict: str
 
@@ -65,14 +67,15 @@ def _row(figure: Figure, all_figures: Sequence[Figure]) -> Row:
         shared=spread(figure.shared),
         alone=spread(figure.alone),
         difference=f"{figure.difference:+.4f}",
+        reach=reach(figure),
         strip=_strip(figure, max(abs(end) for one in alike for end in _ends(one))),
         verdict=figure.verdict,
     )
 
 
 def _kind(figure: Figure) -> str:
-    """Figures of one kind are drawn to one scale."""
-    return figure.name.partition("/")[0]
+    """Figures of one kind are drawn to one scale; errors are not of one kind, for each has the unit of its target."""
+    return figure.name if figure.smaller_is_better else figure.name.partition("/")[0]
 
 
 def _differences(figure: Figure) -> list[float]:
@@ -89,7 +92,8 @@ def _strip(figure: Figure, most: float) -> Strip:
     scale = (_HALF / most if most else 0.0) * (-1 if figure.smaller_is_better else 1)
 
     def place(value: float) -> float:
-        return round(value * scale, 1) + 0.0 if value == value else 0.0
+        return round(value * scale, 1) + 0.0
 
-    low, high = sorted(place(end) for end in figure.interval or (figure.difference,) * 2)
-    return Strip(place(figure.difference), low, high, tuple(place(one) for one in _differences(figure)))
+    low, high = (None, None) if figure.interval is None else sorted(place(end) for end in figure.interval)
+    at = place(figure.difference) if figure.difference == figure.difference else None
+    return Strip(at, low, high, tuple(place(one) for one in _differences(figure) if one == one))

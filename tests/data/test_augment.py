@@ -97,10 +97,14 @@ def test_elastic_leaves_its_share_and_stays_between_black_and_white():
     assert 0.22 < changed.float().mean() < 0.28
     assert bent.min() >= 0 and bent.max() <= 1
     assert torch.equal(RandomElastic(share=0.0)(images, seeded(0)), images)
+    white = torch.ones(50, 1, 12, 12)
+    torch.testing.assert_close(RandomElastic(amount=0.1, share=1.0)(white, seeded(0)), white)
     torch.testing.assert_close(RandomElastic(amount=0.0, share=1.0)(images, seeded(0)), images)
 
 
-@pytest.mark.parametrize("settings", [{"amount": -0.1}, {"share": 1.1}, {"share": -0.1}, {"knots": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"amount": -0.1}, {"amount": math.nan}, {"share": 1.1}, {"share": -0.1}, {"knots": 1}]
+)
 def test_an_elastic_field_that_cannot_be_is_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         RandomElastic(**settings)

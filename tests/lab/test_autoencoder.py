@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from lossopt.data import MNIST
 from lossopt.data.dataset import InMemory, LabelledImages, Splits
+from lossopt.errors import ConfigError
 from lossopt.health import Finding
-from lossopt.lab.autoencoder import as_markdown, autoencoders, baselines
+from lossopt.lab.autoencoder import as_markdown, autoencoders, baselines, check_variants, code_size
 from lossopt.lab.grid import Outcome
+from lossopt.modules import Autoencoder
 from lossopt.runs import RunResult
 
 
@@ -110,7 +113,7 @@ def test_the_best_rate_has_the_fewest_faults_and_then_the_least_validation_loss(
         outcome("L1Loss", "Adam", 0.1, 0, 9.0, val_loss=0.5),  # chosen by its own loss, not by the squared error
         outcome("L1Loss", "Adam", 0.2, 0, 12.0, val_loss=0.4),
     ]
-    found = autoencoders(outcomes, splits)
+    found = autoencoders(outcomes, splits, 2)
     assert found.losses == ("MSELoss", "L1Loss") and found.optimizers == ("SGD", "Adam")
     assert set(found.cells) == {("MSELoss", "SGD"), ("L1Loss", "Adam")}
     best = found.cells["MSELoss", "SGD"]
@@ -128,7 +131,7 @@ def test_a_fault_enters_no_mean_and_is_named(splits):
         outcome("L1Loss", "SGD", 1.0, 0, 70.0, variation=0.0),
         outcome("L1Loss", "SGD", 2.0, 0, failure="NaN"),
     ]
-    found = autoencoders(outcomes, splits)
+    found = autoencoders(outcomes, splits, 2)
     cell = found.cells["MSELoss", "SGD"]
     assert cell.faulty == 2 and cell.scores["error"] == 6.0
     assert [run.fault for run in found.faults] == [
@@ -146,7 +149,7 @@ def test_a_fault_enters_no_mean_and_is_named(splits):
 
 def test_a_plateau_that_was_left_is_no_fault(splits):
     one = outcome("MSELoss", "SGD", 1.0, 0, 20.0, variation=0.02, health=[mean_image_finding()])
-    assert not autoencoders([one], splits).faults
+    assert not autoencoders([one], splits, 2).faults
 
 
 def test_the_pictures_are_those_that_the_first_seed_of_the_best_rate_left(splits, tmp_path):
@@ -157,7 +160,7 @@ def test_the_pictures_are_those_that_the_first_seed_of_the_best_rate_left(splits
         outcome("MSELoss", "SGD", 0.1, 1, 9.0),
         outcome("L1Loss", "SGD", 0.1, 0, 9.0),
     ]
-    cells = autoencoders(outcomes, splits).cells
+    cells = autoencoders(outcomes, splits, 2).cells
     np.testing.assert_array_equal(cells["MSELoss", "SGD"].strip, rows.reshape(4, 3, 8))
     assert len(cells["L1Loss", "SGD"].strip) == 0
 
@@ -170,9 +173,39 @@ def test_times_are_those_of_training(splits):
             outcome("MSELoss", "SGD", 1.0, 2, failure="NaN"),
         ],
         splits,
+        2,
     ).runs
     assert good.seconds_per_epoch == 4.0 and math.isnan(broken.seconds_per_epoch)
     assert [good.seconds_to(target) for target in (200.0, 60.0, 59.9, 20.0, 19.0)] == [4.0, 4.0, 8.0, 8.0, math.inf]
     assert bad.seconds_to(60.0) == broken.seconds_to(500.0) == math.inf
     assert (good.at_end, broken.at_end) == (20.0, math.inf)
     assert good.curve == ((0, 180.0), (1, 60.0), (2, 20.0))
+
+
+def test_losses_and_optimisers_of_one_name_are_told_apart_by_what_differs(splits):
+    outcomes = [outcome("SmoothL1Loss", "SGD", 0.1) for _ in range(4)]
+    outcomes += [outcome("L1Loss", "Adam", 0.1) for _ in range(2)]
+    models = [one.config["model"]["init_args"] for one in outcomes]
+    models[0]["loss_fn"]["init_args"] = {"beta": 0.1, "reduction": "mean"}
+    for one in models[1:4]:
+        one["loss_fn"]["init_args"] = {"beta": 1.0, "reduction": "mean"}
+    models[3]["optimizer"]["init_args"]["momentum"] = 0.9
+    models[5]["loss_fn"]["class_path"] = "mine.L1Loss"
+    found = autoencoders(outcomes, splits, 2)
+    assert found.losses == ("SmoothL1Loss (beta 0.1)", "SmoothL1Loss (beta 1.0)", "torch.nn.L1Loss", "mine.L1Loss")
+    assert found.optimizers == ("SGD (momentum None)", "SGD (momentum 0.9)", "Adam")
+    assert sorted(len(cell.runs) for cell in found.cells.values()) == [1, 1, 1, 1, 2]
+
+
+def test_variants_that_differ_in_more_are_refused():
+    configs = [config("MSELoss", "SGD", 0.1), config("L1Loss", "Adam", 0.3)]
+    check_variants([*configs, {**configs[0], "seed": 1, "name": "other"}])
+    with pytest.raises(ConfigError, match=r"differ in model.init_args.encoder.init_args.embedding_size, too"):
+        check_variants([*configs, config("MSELoss", "SGD", 0.1, code=5)])
+
+
+def test_the_code_is_measured_and_pca_has_no_more_components_than_there_are(splits):
+    network = Autoencoder(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5)), nn.Identity())
+    assert code_size(network, splits.test) == 5
+    assert baselines(splits, 900).components == 12
+    assert baselines(splits, 900).pca == pytest.approx(0, abs=1e-6)

@@ -23,6 +23,7 @@ CONFIG = {
             "batch_size": 128,
         }
     },
+    "trainer": {"limit_train_batches": None, "accumulate_grad_batches": 1},
     "model": {
         "init_args": {
             "trunk": {"class_path": "lossopt.encoders.Conv2"},
@@ -56,6 +57,7 @@ def rows():
     [
         ("data.init_args.batch_size", 64),
         ("data.init_args.source.init_args.holdout", 5000),
+        ("trainer.limit_train_batches", 10),
         ("model.init_args.optimizer.init_args.lr", 0.1),
         ("model.init_args.optimizer.init_args.momentum", 0.9),
     ],
@@ -89,8 +91,8 @@ def test_the_table_says_mean_spread_published_failures_and_faults():
         "| published, 10 seeds | 85.45 ± 1.2 (+1.3 deviations from it) | 87.54 ± 0.9 (+2.2 deviations from it) | |"
         in text
     )
-    assert "| <Adam>, 1 seeds | 80.00 |  | 10 |" in text
-    assert "| <Adam>: the gradient is not finite |" in text and "| SGD: stuck, 1 runs |" in text
+    assert "| <Adam>, 1 seed | 80.00 |  | 10 |" in text
+    assert "| <Adam>: the gradient is not finite |" in text and "| SGD: stuck, 1 run |" in text
 
 
 def test_the_page_shows_them_and_escapes_names(tmp_path):

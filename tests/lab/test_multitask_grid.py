@@ -69,7 +69,9 @@ def test_seeds_at_which_one_failed_are_left_out_and_named():
     assert found.failed == ("size alone, seed 0: the gradient is not finite",)
     assert "Failed: size alone, seed 0" in as_markdown(found)
     one = sharing(outcomes(1)).figures[0]
-    assert one.interval is None and "| 0.8000 | 0.7000 | +0.1000 |  | not told" in as_markdown(sharing(outcomes(1)))
+    assert one.interval is None and "| 0.8000 | 0.7000 | size alone | +0.1000 |  | not told" in as_markdown(
+        sharing(outcomes(1))
+    )
 
 
 def test_undefined_figures_stay_undefined():
@@ -101,9 +103,18 @@ def test_strips_are_drawn_to_one_scale_for_a_kind_with_better_to_the_right(tmp_p
     undefined = accuracy._replace(shared=(float("nan"),) * 5, interval=None)
     page = write_multitask_page(tmp_path / "page.html", "g", "d", Sharing((r2, wide, mae, undefined), ())).read_text()
     reach = [(float(a), float(b)) for a, b in re.findall(r'class="reach" x1="([-\d.]+)" x2="([-\d.]+)"', page)]
-    assert reach[0] == (0.0, 0.0)  # undefined; the groups are sorted
-    assert reach[2] == (-100.0, 50.0)
-    assert reach[1] == pytest.approx(tuple(100 * end for end in r2.interval), abs=0.05)  # of the 1.0 of the other
-    assert 0 < reach[3][0] < reach[3][1] <= 100  # an error that shrinks
-    seeds = [float(at) for at in re.findall(r'class="seed" x1="([-\d.]+)"', page)][5:10]
+    assert len(reach) == 3  # the undefined one, first for the groups are sorted, has none
+    assert reach[1] == (-100.0, 50.0)
+    assert reach[0] == pytest.approx(tuple(100 * end for end in r2.interval), abs=0.05)  # of the 1.0 of the other
+    assert 0 < reach[2][0] < reach[2][1] <= 100  # an error that shrinks
+    seeds = [float(at) for at in re.findall(r'class="seed" x1="([-\d.]+)"', page)][:5]
     assert seeds == pytest.approx([100 * (a - b) for (a, _), b in zip(BOTH, ALONE, strict=True)], abs=0.05)
+    assert len(re.findall('class="mean"', page)) == 3 and len(re.findall('class="seed"', page)) == 15
+
+
+@pytest.mark.parametrize("pairs", [[(0.101, 0.1), (0.102, 0.101)], [(0.5, 0.1)] * 3, [(0.3, 0.2)] * 3])
+def test_equal_differences_say_nothing_whatever_rounding_makes_of_them(pairs):
+    runs = [outcome("multitask", seed, {"test/accuracy": both}) for seed, (both, _) in enumerate(pairs)]
+    runs += [outcome("alone", seed, {"test/accuracy": alone}) for seed, (_, alone) in enumerate(pairs)]
+    (figure,) = sharing(runs).figures
+    assert figure.interval is None and figure.verdict == "not told apart"
