@@ -79,22 +79,23 @@ class RandomElastic(Augmentation):
     """Bends some images of a batch, each by its own smooth random field, as another hand would have drawn them.
 
     Bicubic, so that thin lines stay as sharp as they were: what is rebuilt from bent images is not blurred by them.
-    What moves in repeats the edge. Targets stay as they are, so it is not for places in an image.
+    Targets stay as they are, so it is not for places in an image.
 
     Args:
         amount: standard deviation of the shift at the knots, as a share of the image's side.
         knots: along each side; between them the field is cubic. Fewer bend the image as a whole.
         share: probability that an image is bent; the others stay bit for bit.
+        fill: value in [0, 1] of what moves in.
 
     Source: Simard, Steinkraus & Platt 2003, Best Practices for Convolutional Neural Networks, ICDAR, section 3.
     """
 
-    def __init__(self, amount: float = 0.03, knots: int = 5, share: float = 0.5) -> None:
+    def __init__(self, amount: float = 0.03, knots: int = 5, share: float = 0.5, fill: float = 0.0) -> None:
         if not (0 <= amount < math.inf and 0 <= share <= 1):
             raise ValueError(f"amount is 0 or more and share from 0 to 1, got {amount} and {share}.")
         if knots < 2:
             raise ValueError(f"knots must be 2 or more, got {knots}.")
-        self.amount, self.knots, self.share = amount, knots, share
+        self.amount, self.knots, self.share, self.fill = amount, knots, share, fill
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """images: (b, c, h, w) float. Returns the same shape."""
@@ -107,7 +108,7 @@ class RandomElastic(Augmentation):
         field = F.interpolate(shifts.to(some), size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
         still = torch.eye(2, 3, device=some.device, dtype=some.dtype).expand(len(some), -1, -1)
         grid = F.affine_grid(still, list(some.shape), align_corners=False) + field
-        sampled = F.grid_sample(some, grid, mode="bicubic", padding_mode="border", align_corners=False)
+        sampled = F.grid_sample(some - self.fill, grid, mode="bicubic", align_corners=False) + self.fill
         return images.index_copy(0, bent, sampled.clamp(0, 1))
 
 

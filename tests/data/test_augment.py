@@ -98,7 +98,7 @@ def test_elastic_leaves_its_share_and_stays_between_black_and_white():
     assert bent.min() >= 0 and bent.max() <= 1
     assert torch.equal(RandomElastic(share=0.0)(images, seeded(0)), images)
     white = torch.ones(50, 1, 12, 12)
-    torch.testing.assert_close(RandomElastic(amount=0.1, share=1.0)(white, seeded(0)), white)
+    torch.testing.assert_close(RandomElastic(amount=0.1, share=1.0, fill=1.0)(white, seeded(0)), white)
     torch.testing.assert_close(RandomElastic(amount=0.0, share=1.0)(images, seeded(0)), images)
 
 
