@@ -69,7 +69,10 @@ def test_every_variant_runs_once_and_a_failure_is_an_outcome(grid):
     again = []
     assert [one.folder for one in train_grid(read_grid(grid()), 2, again.append)] == [one.folder for one in found]
     assert again == []
-    assert len(tasks_of(read_grid(grid(seeds=[0, 5])))) == 6
+    tasks = tasks_of(read_grid(grid(seeds=[0, 5])))
+    assert [(task.seed, task.config["seed"]) for task in tasks] == [(0, 0)] * 3 + [(5, 5)] * 3
+    assert len({task.digest for task in tasks}) == 6
+    assert all(task.config["data"]["init_args"]["seed"] is None for task in tasks)  # then it is that of the run
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,15 @@ from pkgutil import resolve_name
 import pytest
 import torch
 import yaml
+from torch.optim.lr_scheduler import CyclicLR, ReduceLROnPlateau, StepLR
 
 from lossopt.cli import main
 from lossopt.config import parse, resolved
+from lossopt.data import Batch
+from lossopt.decoders import DenseDecoder
+from lossopt.encoders import DenseEncoder
+from lossopt.losses import SupConLoss
+from lossopt.modules import Autoencoder, SiameseNetwork
 from lossopt.tracking import read_metrics
 
 DENSE = {"embedding_size": 4, "widths": [16], "image_size": 8}
@@ -93,6 +99,39 @@ def test_an_optimizer_that_is_named_has_its_own_defaults_and_none_of_another(nam
     own = {name: one.default for name, one in inspect.signature(resolve_name(named)).parameters.items()}
     kept = {name: value for name, value in given.items() if name != "lr"}
     assert kept == {name: list(own[name]) if isinstance(own[name], tuple) else own[name] for name in kept}
+
+
+def small(**given):
+    shape = {"embedding_size": 4, "widths": [8], "image_size": 8}
+    return Autoencoder(DenseEncoder(**shape), DenseDecoder(**shape), **given)
+
+
+def test_without_an_optimizer_it_is_adamw_and_without_a_schedule_the_rate_stays():
+    assert type(small().configure_optimizers()) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("schedule", "interval"),
+    [(lambda o: CyclicLR(o, 0.1, 0.2, cycle_momentum=False), "step"), (lambda o: StepLR(o, 3), "epoch")],
+)
+def test_a_schedule_steps_as_its_kind_wants_it(schedule, interval):
+    made = small(lr_scheduler=schedule).configure_optimizers()["lr_scheduler"]
+    assert made["interval"] == interval and "monitor" not in made
+
+
+def test_a_plateau_is_seen_in_what_the_network_logs():
+    for network, figure in (
+        (small(lr_scheduler=ReduceLROnPlateau), "val/loss"),
+        (SiameseNetwork(DenseEncoder(4, [8], 8), SupConLoss(), lr_scheduler=ReduceLROnPlateau), "val/map@r"),
+    ):
+        assert network.configure_optimizers()["lr_scheduler"]["monitor"] == figure
+
+
+def test_what_a_step_keeps_holds_no_graph():
+    network = small()
+    loss = network.training_step(Batch(torch.rand(3, 1, 8, 8), torch.zeros(3), torch.arange(3), 0), 0)
+    assert loss.requires_grad and network.last_step.outputs.shape == (3, 1, 8, 8)
+    assert not network.last_step.outputs.requires_grad
 
 
 @pytest.mark.parametrize(
