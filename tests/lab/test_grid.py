@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lossopt.errors import ConfigError
+from lossopt.comparison.workers import Ended
+from lossopt.errors import ConfigError, LossoptError
 from lossopt.lab.grid import check, read_grid, tasks_of, train_grid
 
 DENSE = {"embedding_size": 2, "widths": [8], "image_size": 8}
@@ -73,6 +74,15 @@ def test_every_variant_runs_once_and_a_failure_is_an_outcome(grid):
     assert [(task.seed, task.config["seed"]) for task in tasks] == [(0, 0)] * 3 + [(5, 5)] * 3
     assert len({task.digest for task in tasks}) == 6
     assert all(task.config["data"]["init_args"]["seed"] is None for task in tasks)  # then it is that of the run
+
+
+def test_a_run_that_could_not_be_made_stops_the_grid_with_its_name(grid, monkeypatch):
+    def stopped(tasks, workers, threads):
+        yield Ended(tasks[0], "stopped", "the disk is full.", 1.0, 1.0)
+
+    monkeypatch.setattr("lossopt.lab.grid.execute", stopped)
+    with pytest.raises(LossoptError, match=r"could not be made: the disk is full\. What is done is kept in runs"):
+        train_grid(read_grid(grid()), 1, lambda line: None)
 
 
 @pytest.mark.parametrize(
