@@ -84,6 +84,11 @@ def test_figures_by_definition():
     assert adam.listed[0].deviation is None and adam.listed[0].apart is None
 
 
+def test_an_epoch_counts_once_all_seeds_have_reached_it():
+    (row,) = classifiers([outcome("SGD", 0, [0.1, 0.86, 0.88]), outcome("SGD", 1, [0.1, 0.88])])
+    assert [one.epoch for one in row.curve] == [0, 1]
+
+
 def test_the_table_says_mean_spread_published_failures_and_faults():
     text = as_markdown(rows())
     assert "| SGD, 2 seeds | 87.00 ± 1.41 | 89.50 ± 2.12 | 8 |" in text

@@ -100,16 +100,18 @@ def test_the_page_shows_the_table_and_escapes_names(tmp_path):
 def test_strips_are_drawn_to_one_scale_for_a_kind_with_better_to_the_right(tmp_path):
     r2, mae, accuracy = sharing(outcomes()).figures
     wide = r2._replace(name="r2/wide", interval=(-1.0, 0.5))
+    other = mae._replace(name="mae/other unit", interval=(-1e6, 1e6))
     undefined = accuracy._replace(shared=(float("nan"),) * 5, interval=None)
-    page = write_multitask_page(tmp_path / "page.html", "g", "d", Sharing((r2, wide, mae, undefined), ())).read_text()
+    page = write_multitask_page(tmp_path / "page.html", "g", "d", Sharing((r2, wide, mae, other, undefined), ()))
+    page = page.read_text()
     reach = [(float(a), float(b)) for a, b in re.findall(r'class="reach" x1="([-\d.]+)" x2="([-\d.]+)"', page)]
-    assert len(reach) == 3  # the undefined one, first for the groups are sorted, has none
+    assert len(reach) == 4  # the undefined one, first for the groups are sorted, has none
     assert reach[1] == (-100.0, 50.0)
     assert reach[0] == pytest.approx(tuple(100 * end for end in r2.interval), abs=0.05)  # of the 1.0 of the other
-    assert 0 < reach[2][0] < reach[2][1] <= 100  # an error that shrinks
+    assert 0 < reach[2][0] < reach[2][1] and reach[2][1] > 50  # an error that shrinks, to a scale of its own
     seeds = [float(at) for at in re.findall(r'class="seed" x1="([-\d.]+)"', page)][:5]
     assert seeds == pytest.approx([100 * (a - b) for (a, _), b in zip(BOTH, ALONE, strict=True)], abs=0.05)
-    assert len(re.findall('class="mean"', page)) == 3 and len(re.findall('class="seed"', page)) == 15
+    assert len(re.findall('class="mean"', page)) == 4 and len(re.findall('class="seed"', page)) == 20
 
 
 @pytest.mark.parametrize("pairs", [[(0.101, 0.1), (0.102, 0.101)], [(0.5, 0.1)] * 3, [(0.3, 0.2)] * 3])

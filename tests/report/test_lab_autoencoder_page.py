@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lossopt.lab.autoencoder import Baselines, Cell, Found, Run
-from lossopt.report.lab_autoencoder import _curves, _rates, write_autoencoder_page
+from lossopt.report.lab_autoencoder import _curves, _rates, loss_words, write_autoencoder_page
 
 TRAPPED = "every image is rebuilt as nearly the same one, the mean image"
 
@@ -105,6 +105,18 @@ def test_the_rows_of_the_strip_are_named_by_the_epochs_that_were_validated(found
     path = write_autoencoder_page(tmp_path / "page.html", "tiny", "Digits.", only)
     pictures = Texts(path.read_text(encoding="utf-8")).pictures
     assert [one["alt"].split(",")[0] for one in pictures] == ["the images", "untrained", "epoch 2", "epoch 4"]
+
+
+def test_losses_are_named_as_people_write_them_with_what_tells_them_apart():
+    names = ("MSELoss", "SmoothL1Loss (beta 0.1)", "CharbonnierLoss", "mine.L1Loss")
+    assert [loss_words(name) for name in names] == ["MSE", "smooth L1 (beta 0.1)", "Charbonnier", "mine.L1"]
+
+
+def test_the_headline_does_not_praise_what_is_worse_than_the_mean_image(found, page, tmp_path):
+    assert "No run did better" not in page.words
+    low = found[0]._replace(baselines=found[0].baselines._replace(mean_image=8.0))
+    text = write_autoencoder_page(tmp_path / "page.html", "tiny", "Digits.", low).read_text(encoding="utf-8")
+    assert "No run did better than the mean image" in text and '<p class="big">' not in text
 
 
 def test_the_table_gives_each_loss_by_each_measure(page):
