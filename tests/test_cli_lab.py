@@ -40,8 +40,9 @@ def test_the_page_holds_all_pieces_and_is_small_enough_to_mail(tmp_path, capsys,
 def test_what_cannot_be_drawn_is_said(tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     assert main(["lab", *words]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("lossopt lab: ") and re.search(message, error)
+    said = capsys.readouterr()
+    assert said.err.startswith("lossopt lab: ") and re.search(message, said.err)
+    assert said.out == ""  # refused before anything is computed
     assert not list(tmp_path.iterdir())
 
 

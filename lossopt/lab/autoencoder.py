@@ -131,14 +131,11 @@ def autoencoders(outcomes: Sequence[Outcome], splits: Splits, code: int) -> Foun
     """What the runs of a grid say, with the baselines of its data.
 
     Args:
-        outcomes: of `Autoencoder` networks whose configurations name loss_fn and the optimiser's lr.
+        outcomes: of `Autoencoder` networks whose configurations name loss_fn and the optimiser's lr, and which
+            `check_variants` lets pass.
         splits: what they were trained and tested on.
         code: numbers of a code.
-
-    Raises:
-        ConfigError: see `check_variants`.
     """
-    check_variants([one.config for one in outcomes])
     models = [one.config["model"]["init_args"] for one in outcomes]
     names = zip(_names([one["loss_fn"] for one in models]), _names([one["optimizer"] for one in models]), strict=True)
     runs = tuple(_run(one, loss, optimizer) for one, (loss, optimizer) in zip(outcomes, names, strict=True))

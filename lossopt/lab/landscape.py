@@ -349,10 +349,8 @@ def untrained(config: dict[str, Any]) -> State:
         np.random.seed(config["seed"])
         torch.manual_seed(config["seed"])
         made = instantiate(parse((), config))
-        if isinstance(made.model, ImageNetwork):
-            made.model.check_data(
-                made.data.splits
-            )  # where it learns what is no weight: means and deviations of targets
+        if isinstance(made.model, ImageNetwork):  # it learns there what is no weight: means and deviations of targets
+            made.model.check_data(made.data.splits)
         state: State = made.model.state_dict()
         return state
     finally:
